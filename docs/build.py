@@ -1,0 +1,127 @@
+"Build the documentation from the notebooks, every warning an error: `python docs/build.py`"
+import re
+from configparser import ConfigParser
+from fnmatch import fnmatch
+from importlib import import_module
+from pathlib import Path
+from shutil import copytree,ignore_patterns,rmtree
+
+from fastcore.nbio import mk_cell,write_nb
+from nbdev.config import nbpath2html
+from nbdev.doclinks import NbdevLookup,nbglob
+from nbdev.process import NBProcessor
+from nbdev.processors import add_links,add_show_docs,clean_magics,filter_stream_,hide_,hide_line,rm_header_dash,strip_ansi
+from nbdev.showdoc import show_doc
+from sphinx.cmd.build import main as sphinx_build
+
+docs = Path(__file__).resolve().parent
+root = docs.parent
+nbs,src,site = root/'nbs',root/'_proc',root/'_docs'
+procs = [add_show_docs, strip_ansi, hide_line, filter_stream_, rm_header_dash, clean_magics, hide_, add_links]
+
+# From the markdown that nbdev and Quarto read to that of MyST
+
+def not_code(f, md):
+    "Apply `f` to what of `md` is not fenced code"
+    return ''.join(o if o.startswith('```') else f(o) for o in re.split(r'(^```.*?^```)', md, flags=re.M|re.S))
+
+def _div(m):
+    "An opening `::: {...}`: a callout becomes an admonition (its title an attribute or a heading), any other div a plain one"
+    fence,attrs,heading = m.groups()
+    kind,title = re.search(r'callout-(\w+)', attrs),re.search(r'title="(.*?)"', attrs)
+    title = title[1] if title else heading
+    if not kind: return f'{fence}{{container}}' + (f'\n\n{heading}' if heading else '')
+    return f'{fence}{{admonition}} {title}\n:class: {kind[1]}' if title else f'{fence}{{{kind[1]}}}'
+
+def myst(md):
+    "Callouts, and attributes of headings and links, as MyST has them"
+    md = re.sub(r'^(:{3,}) *(\{\W.*\}|[\w-]+) *$(?:\n+#+ (.+)$)?', _div, md, flags=re.M)   # ::: {.callout-note}
+    md = re.sub(r'^(#+ .*?) *\{#([\w.-]+).*\} *$', r'(\2)=\n\1', md, flags=re.M)          # ## Title {#id}
+    md = re.sub(r'^(#+ .*?) *\{[.-].*\} *$', r'\1', md, flags=re.M)                       # ## Title {.unnumbered}
+    return re.sub(r'(\]\([^)\s]*\))\{[^}]*\}', r'\1', md)                                # [text](url){target="_blank"}
+
+# From cells to a page
+
+class Page:
+    "The page of the notebook at `path`: text as it is, what `show_doc` says as text, exported source folded after it"
+    def __init__(self, path, lib):
+        self.path,self.rel = path,path.relative_to(nbs)
+        self.name,self.targets = nbpath2html(self.rel).with_suffix('').as_posix(),[]
+        proc = NBProcessor(path, procs)
+        mod = next((c.directives_['default_exp'] for c in proc.nb.cells if 'default_exp' in c.directives_), None)
+        self.ns = dict(vars(import_module(f'{lib}.{mod}'))) if mod else {}
+        proc.process()
+        self.nb,self.nb.metadata = proc.nb,dict(language_info=dict(name='python', pygments_lexer='ipython3'))
+        self.nb.cells = [c for c in self._cells(proc.nb.cells, f'{lib}.{mod}' if mod else '') if c.source.strip()]
+
+    def _cells(self, cells, mod):
+        shown,source = [],[]   # documentation and source of the exported cell before
+        for c in [*cells, mk_cell('')]:
+            if getattr(c, 'has_sd', False): shown.insert(0, self.doc(c)); continue   # nbdev adds them last first
+            yield from shown + source
+            shown,source,d = [],[],c.directives_
+            if c.cell_type=='raw' or d.get('include')=='false': continue
+            elif c.cell_type=='markdown':
+                c.source = not_code(myst, c.source)
+                if mod and c.source.startswith('# '): c.source,mod = f'{c.source}\n\n`{mod}`',''
+                yield c
+            elif c.source.startswith('show_doc('): yield self.doc(c)
+            elif d.keys() & {'export','exports','exporti'}: source = [self.code(c, 'hide-input')] if self.defines(c) else []
+            else: yield self.code(c)
+
+    def doc(self, c):
+        "What `show_doc` says, as text of the page whose heading is a target for links"
+        res = eval(c.source, dict(self.ns, show_doc=show_doc))
+        md = re.sub(r'^---\n+|^\[source\]\(.*?\)\{.*?\}\n+', '', res._repr_markdown_(), flags=re.M)
+        md = re.sub(r'\(\n\s+\*, after_create:.*?\n\)', '()', md, flags=re.S)   # fastai's list of all events
+        if isinstance(res.sym, type): md = md.replace('```python\ndef ', '```python\nclass ')
+        name = f'{self.name}-{res.nm}'.lower()
+        if name not in self.targets: self.targets.append(name); md = f'({name})=\n{md}'
+        return mk_cell(NbdevLookup().linkify(md), 'markdown')
+
+    def defines(self, c): return any(not type(o).__name__.startswith('Import') for o in c.parsed_() or [])
+
+    def code(self, c, *tags):
+        "A code cell; what its directives ask for becomes tags"
+        tags = [*tags, *(t for d,t in dict(echo='remove-input', output='remove-output').items() if c.directives_.get(d)=='false')]
+        c.metadata = dict(tags=tags) if tags else {}
+        return c
+
+    def link(self, pages):
+        "Links to the page of a name, which nbdev writes as `/page.html#name`, as links to its target, or its page where it has none"
+        def _link(m):
+            page = pages.get(m[1])
+            if page is None: return m[0]
+            target = f'{m[1]}-{m[2]}'
+            return f'](#{target})' if target in page.targets else f'](/{page.rel.as_posix()})'
+        for c in self.nb.cells:
+            if c.cell_type=='markdown': c.source = not_code(lambda o: re.sub(r'\]\(/([\w./-]+)\.html#([\w.-]+)\)', _link, o), c.source)
+
+sections = {'Callbacks':'0*', 'The three stages':'1[0-2]*', 'Tools':'1[3-9]*', 'Tutorials':'tutorials/*', 'Experiments':'experiments/*'}
+
+def toctree(pages):
+    "The sidebar: every page under the first section whose pattern it matches"
+    tree = {'Start': ['Overview <self>'], **{k:[] for k in sections}}
+    for p in pages:
+        name = p.rel.with_suffix('').as_posix()
+        if name=='index': continue
+        tree[next((k for k,pat in sections.items() if fnmatch(name, pat)), 'Tools')].append(f'/{name}')
+    return '\n\n'.join('\n'.join(['```{toctree}', f':caption: {k}', ':hidden:', '', *v, '```']) for k,v in tree.items() if v)
+
+def make_pages():
+    "Write all pages, and the pictures that lie beside the notebooks, to the folder that Sphinx reads"
+    cfg = ConfigParser(delimiters=['='], interpolation=None)
+    cfg.read(root/'settings.ini', encoding='utf-8')
+    pages = [Page(f, cfg['DEFAULT']['lib_path']) for f in nbglob(nbs, as_path=True).sorted()]
+    next(p for p in pages if p.name=='index').nb.cells.append(mk_cell(toctree(pages), 'markdown'))
+    for o in src,site: rmtree(o, ignore_errors=True)
+    copytree(nbs, src, ignore=ignore_patterns('*.ipynb', '*.md', '.*', 'models'))
+    for p in pages:
+        p.link({p.name:p for p in pages})
+        write_nb(p.nb, src/p.rel)
+
+def main():
+    make_pages()
+    raise SystemExit(sphinx_build(['-W', '--keep-going', '-q', '-E', '-b', 'html', '-c', str(docs), str(src), str(site)]))
+
+if __name__=='__main__': main()

@@ -1,0 +1,21 @@
+"Sphinx settings; `python docs/build.py` makes the pages that Sphinx reads"
+from configparser import ConfigParser
+from pathlib import Path
+
+parser = ConfigParser(delimiters=['='], interpolation=None)
+parser.read(Path(__file__).resolve().parent.parent/'settings.ini', encoding='utf-8')
+cfg = parser['DEFAULT']
+
+project,author,release = cfg['lib_name'],cfg['author'],cfg['version']
+copyright = author
+html_title = f'{project} {release}'
+html_theme = 'furo'
+html_static_path,html_css_files = ['_static'],['wide.css']
+extensions = ['myst_nb']
+
+nb_execution_mode = 'off'  # the notebooks hold their outputs
+nb_merge_streams = True
+nb_code_prompt_show = nb_code_prompt_hide = 'Source'
+myst_enable_extensions = ['attrs_inline', 'colon_fence', 'dollarmath', 'amsmath', 'deflist']
+myst_heading_anchors = 3
+suppress_warnings = ['myst.header']  # the heading of a function is one level deep wherever it stands

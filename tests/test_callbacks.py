@@ -1,0 +1,214 @@
+"The paper's callbacks from outside: on text, vision and tabular learners, and together with fastai's own."
+import pickle,warnings
+import numpy as np, pandas as pd, pytest, torch
+from fastai.text.all import *
+from fastai.callback.training import GradientAccumulation,GradientClip
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.tracker import SaveModelCallback,EarlyStoppingCallback,ReduceLROnPlateau
+from fastai.tabular.all import TabularDataLoaders,tabular_learner,Categorify,Normalize
+from ulmfit_ext.callback.groups import *
+from ulmfit_ext.callback.schedule import *
+from ulmfit_ext.callback.unfreeze import *
+from ulmfit_ext.callback.bpt3c import *
+
+for o in [o for o in globals() if o=='test' or o.startswith('test_')]: del globals()[o] # fastcore's helpers, which pytest would take for tests
+
+def synthetic(path='.', n=96, valid=40, **kwargs):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 4, generator=g)
+    items = list(zip(x, (x[:,0]*x[:,1]>0).long()))
+    dls = DataLoaders(DataLoader(items, bs=16, num_workers=0), DataLoader(items[:valid], bs=16, num_workers=0), path=path)
+    model = nn.Sequential(nn.Linear(4,8), nn.Sequential(nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8,8)), nn.Linear(8,2))
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), splitter=lambda m: L(m[0],m[1],m[2]).map(params), path=path, **kwargs)
+
+def text(path='.', **kwargs):
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame([(' '.join(f'w{j}' for j in rng.integers(0, 30, int(rng.integers(1,60)))), 'ab'[i%2]) for i in range(48)], columns=['text','label'])
+    dls = TextDataLoaders.from_df(df, text_col='text', label_col='label', bs=8, seq_len=10, seed=0, num_workers=0, tok_tfm=BaseTokenizer(), path=path)
+    return text_classifier_learner(dls, AWD_LSTM, seq_len=10, config=dict(emb_sz=8, n_hid=12, n_layers=3), pretrained=False, path=path, **kwargs)
+
+def vision(path='.', **kwargs):
+    g = torch.Generator().manual_seed(0)
+    items = [(torch.randn(1,8,8,generator=g)+(i%2), tensor(i%2)) for i in range(64)]
+    dls = DataLoaders(*[DataLoader(items, bs=16, num_workers=0)]*2, path=path)
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1,4,3), nn.BatchNorm2d(4), nn.ReLU()), nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(4,2)))
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), splitter=lambda m: L(m[0],m[1]).map(params), path=path, **kwargs)
+
+def tabular(path='.', **kwargs):
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(a=rng.choice(list('xyz'), 80), b=rng.normal(size=80)))
+    df['y'] = np.where((df.a=='x')^(df.b>0), 'yes', 'no')
+    dls = TabularDataLoaders.from_df(df, procs=[Categorify, Normalize], cat_names=['a'], cont_names=['b'], y_names='y', bs=16, valid_idx=list(range(20)), path=path)
+    return tabular_learner(dls, layers=[8], splitter=lambda m: L(nn.ModuleList([m.embeds, m.bn_cont]), m.layers).map(params), path=path, **kwargs)
+
+kinds = dict(synthetic=synthetic, text=text, vision=vision, tabular=tabular)
+
+@pytest.fixture(params=list(kinds))
+def learn(request, tmp_path):
+    learn = kinds[request.param](path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): yield learn
+
+def weights(learn): return [p.detach().clone() for p in learn.model.parameters()]
+
+# each alone, on any learner
+
+def test_stlr(learn):
+    learn.fit_stlr(3, 0.01)
+    T = 3*len(learn.dls.train)
+    np.testing.assert_allclose(learn.recorder.hps['lr'], [0.01*slanted_triangular(t,T) for t in range(T)])
+
+@pytest.mark.parametrize('fit', ['fit', 'fit_one_cycle', 'fit_flat_cos', 'fit_stlr'])
+def test_discriminative_under_any_scheduler(learn, fit):
+    getattr(learn, fit)(2, 0.01, cbs=[DiscriminativeLR(3.), GroupRecorder()] if fit!='fit_stlr' else DiscriminativeLR(3.))
+    lrs = np.array([o[0] for o in learn.recorder.groups])
+    np.testing.assert_allclose(lrs[:,1:], lrs[:,:-1]*3)
+
+@pytest.mark.parametrize('cb,plan', [(GradualUnfreezing, unfreezing_stages), (ChainThaw, chain_thaw_stages)])
+def test_unfreezing(learn, cb, plan):
+    learn.create_opt()
+    n = len(learn.opt.hypers)
+    learn.fit(n+2, 0.01, cbs=[cb(), GroupRecorder()])
+    free,k = np.array([o[1] for o in learn.recorder.groups]),len(learn.dls.train)
+    for s in plan(n, n+2):
+        for e in range(s.start, s.stop): assert set(np.flatnonzero(free[e*k])) == set(s.groups)
+
+def test_show_groups(learn):
+    df = learn.show_groups()
+    assert list(df.columns)==['group','layers','parameters','trainable','lr']
+    assert df.parameters.sum()==sum(p.numel() for p in learn.model.parameters())
+
+# a frozen parameter does not move
+
+def drift(learn, freeze):
+    "How far the first group moves while frozen, after it was trained"
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.1)
+        before = [p.detach().clone() for p in learn.opt.param_lists[0]]
+        freeze(learn)
+        learn.fit(1, 0.1, wd=0.1, cbs=[])
+    return max((a-b).abs().max().item() for a,b in zip(before, learn.opt.param_lists[0]))
+
+def test_frozen_does_not_move(tmp_path):
+    assert drift(synthetic(tmp_path), lambda l: l.freeze_to(1)) > 1e-4          # plain fastai: weight decay moves it
+    assert drift(synthetic(tmp_path), lambda l: train_groups(l.opt, [1,2])) == 0
+
+def test_frozen_does_not_move_torch_optimizer(tmp_path):
+    opt = partial(OptimWrapper, opt=torch.optim.AdamW)
+    assert drift(synthetic(tmp_path, opt_func=opt), lambda l: train_groups(l.opt, [1,2])) == 0
+
+def test_moments_survive_unfreezing(tmp_path):
+    learn = synthetic(tmp_path)
+    class Steps(Callback):
+        seen = []
+        def before_train(self): self.seen.append(self.opt.state[self.learn.model[2].weight].get('step', 0))
+    with learn.no_bar(), learn.no_logging(): learn.fit_gradual(4, 0.01, cbs=Steps())
+    assert Steps.seen == [6*i for i in range(4)]                               # fastai's freeze_to would set it back to 0
+
+# together with fastai's own callbacks, in any order
+
+others = dict(accumulate=lambda: GradientAccumulation(32), clip=lambda: GradientClip(0.1), save=lambda: SaveModelCallback(),
+              stop=lambda: EarlyStoppingCallback(patience=99), amp=lambda: MixedPrecision('bf16'))
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('first', [True, False])
+@pytest.mark.parametrize('other', list(others))
+@pytest.mark.parametrize('kind', ['synthetic', 'text'])
+def test_compose(kind, other, first, tmp_path):
+    learn = kinds[kind](tmp_path)
+    ours = [STLR(), GradualUnfreezing(), DiscriminativeLR(), GroupRecorder()] + ([BPT3C(10)] if kind=='text' else [])
+    cbs = L(ours if first else ours[::-1])
+    cbs = L(others[other]()) + cbs if first else cbs + L(others[other]())
+    learn.create_opt()
+    n = len(learn.opt.hypers)
+    with learn.no_bar(), learn.no_logging(): learn.fit(n+1, 0.01, cbs=cbs)
+    k = len(learn.dls.train)
+    want = [0.01*slanted_triangular(t, (s.stop-s.start)*k) for s in unfreezing_stages(n, n+1) for t in range((s.stop-s.start)*k)]
+    np.testing.assert_allclose(learn.recorder.hps['lr'], want)
+    assert all(torch.isfinite(p).all() for p in learn.model.parameters())
+
+@pytest.mark.parametrize('tracker', [SaveModelCallback, partial(EarlyStoppingCallback, patience=9), partial(ReduceLROnPlateau, patience=9)])
+def test_resume_with_trackers(tracker, tmp_path):
+    learn = synthetic(tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(IndexError): learn.fit(4, start_epoch=2, cbs=tracker())
+        learn.fit_stlr(4, 0.01, start_epoch=2, cbs=tracker())
+        learn.fit_gradual(4, 0.01, start_epoch=2, cbs=tracker())
+    assert len(learn.recorder.values)==2
+
+def test_resume_equals_whole(tmp_path):
+    "Stop after two epochs of five and go on: the same rates, stages and weights as in one go"
+    def run(*spans):
+        set_seed(0)
+        learn = synthetic(tmp_path)
+        for start,stop in spans:
+            class Stop(Callback):
+                def after_epoch(self):
+                    if self.epoch+1==stop: raise CancelFitException
+            with learn.no_bar(), learn.no_logging(): learn.fit_gradual(5, 0.01, start_epoch=start, cbs=Stop())
+        return weights(learn)
+    for a,b in zip(run((0,5)), run((0,2),(2,5))): assert torch.equal(a,b)
+
+def test_lr_find_is_left_alone(tmp_path):
+    learn = text(tmp_path, cbs=[STLR(), GradualUnfreezing(), BPT3C(10)])
+    before = weights(learn)
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=8, show_plot=False)
+    assert all(torch.equal(a,b) for a,b in zip(before, weights(learn)))
+    np.testing.assert_allclose(learn.recorder.lrs[:3], [SchedExp(1e-7,10)(i/8) for i in range(3)])
+
+def test_validate_changes_nothing(tmp_path):
+    learn = text(tmp_path, cbs=[STLR(), GradualUnfreezing(), DiscriminativeLR(), BPT3C(10)])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, 0.01)
+        before = learn.show_groups()
+        learn.validate(); learn.get_preds()
+    pd.testing.assert_frame_equal(before, learn.show_groups())
+
+def test_nested_validate(tmp_path):
+    class Nosy(Callback):
+        def after_epoch(self):
+            if is_fitting(self.learn): self.learn.validate()
+    learn = synthetic(tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_gradual(4, 0.01, cbs=Nosy())
+    k = len(learn.dls.train)
+    want = [0.01*slanted_triangular(t, (s.stop-s.start)*k) for s in unfreezing_stages(3,4) for t in range((s.stop-s.start)*k)]
+    np.testing.assert_allclose(learn.recorder.hps['lr'], want)
+
+def test_export(tmp_path):
+    learn = text(tmp_path, cbs=[STLR(), GradualUnfreezing(), DiscriminativeLR(), BPT3C(10)])
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 0.01)
+    learn.export()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = load_learner(tmp_path/'export.pkl')
+    with again.no_bar(), learn.no_bar():
+        assert torch.equal(again.predict('w1 w2 w3')[2], learn.predict('w1 w2 w3')[2])
+    again.remove_cb(BPT3C)
+    assert type(again.model[0]).__name__=='SentenceEncoder'
+
+@pytest.mark.parametrize('cb', [STLR(0.2, 8), DiscriminativeLR(2.), GradualUnfreezing(2), ChainThaw(), BPT3C(30, 90, True)])
+def test_pickles(cb):
+    again = pickle.loads(pickle.dumps(cb))
+    assert {k:v for k,v in vars(again).items() if k!='_state'}==vars(cb)
+
+def test_bpt3c_regularizes(tmp_path):
+    "AR and TAR reach the loss that is differentiated, and only that one"
+    learn = text(tmp_path, alpha=2., beta=1.)
+    class Look(Callback):
+        order,run_valid = 99,False
+        def after_loss(self): self.extra = (self.loss_grad-self.loss).item(); self.want = (2*self.rnn.out+self.rnn.raw_out).item()
+    look = Look()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01, cbs=[BPT3C(10), look])
+    assert look.extra==pytest.approx(look.want, rel=1e-3) and look.want>0
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01)                # without BPT3C the regulariser is at work again
+    assert type(learn.model[0]).__name__=='SentenceEncoder'
+
+def test_bpt3c_twice(tmp_path):
+    learn = text(tmp_path, cbs=BPT3C(10))
+    enc = learn.model[0]
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01, cbs=BPT3C(7))
+    assert learn.model[0] is enc
+
+def test_plot_groups_needs_a_record(tmp_path):
+    learn = synthetic(tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    with pytest.raises(ValueError, match='GroupRecorder'): learn.recorder.plot_groups()
