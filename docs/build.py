@@ -16,7 +16,7 @@ from sphinx.cmd.build import main as sphinx_build
 
 docs = Path(__file__).resolve().parent
 root = docs.parent
-nbs,src,site = root/'nbs',root/'_proc',root/'_docs'
+nbs,src,site = root/'nbs',root/'_proc',root/'_docs'/'html'
 procs = [add_show_docs, strip_ansi, hide_line, filter_stream_, rm_header_dash, clean_magics, hide_, add_links]
 
 # From the markdown that nbdev and Quarto read to that of MyST
@@ -114,7 +114,7 @@ def make_pages():
     cfg.read(root/'settings.ini', encoding='utf-8')
     pages = [Page(f, cfg['DEFAULT']['lib_path']) for f in nbglob(nbs, as_path=True).sorted()]
     next(p for p in pages if p.name=='index').nb.cells.append(mk_cell(toctree(pages), 'markdown'))
-    for o in src,site: rmtree(o, ignore_errors=True)
+    for o in src,site.parent: rmtree(o, ignore_errors=True)
     copytree(nbs, src, ignore=ignore_patterns('*.ipynb', '*.md', '.*', 'models'))
     for p in pages:
         p.link({p.name:p for p in pages})

@@ -65,8 +65,9 @@ def runs(request, tmp_path_factory):
     asked = [o.callspec.params['nb'] for o in request.session.items if o.name.startswith('test_notebook[')]
     copy,flags = copy_project(tmp_path_factory.mktemp('notebooks')),get_config(root).tst_flags
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    before = contents(copy/'nbs')
     with ThreadPoolExecutor(min(cores, 8)) as pool:
-        yield SimpleNamespace(copy=copy, res={nb:pool.submit(python, run_nb, flags, copy, copy/nb, cwd=copy) for nb in asked})
+        yield SimpleNamespace(copy=copy, before=before, res={nb:pool.submit(python, run_nb, flags, copy, copy/nb, cwd=copy) for nb in asked})
         pool.shutdown(cancel_futures=True)
 
 @pytest.mark.parametrize('nb', to_run, ids=[p.relative_to('nbs').with_suffix('').as_posix() for p in to_run])
@@ -78,7 +79,7 @@ def test_notebook(nb, runs):
 def test_notebooks_leave_nothing_behind(runs):
     "Notebooks write to temporary folders, not beside themselves"
     for o in runs.res.values(): o.result()
-    assert different(contents(runs.copy/'nbs'), kept('nbs')) == []
+    assert different(contents(runs.copy/'nbs'), runs.before) == []
 
 # What is made from them is up to date
 
