@@ -22,7 +22,7 @@ app = typer.Typer(name='ulmfit', no_args_is_help=True, add_completion=False, pre
 _arguments = {'model', 'corpus', 'file'}
 _short     = dict(out='-o', sentence='-s')
 _shown_as  = dict(text='COLUMN', label='COLUMN', valid='COLUMN', file='FILE', test='FILE', unlabelled='FILE', corpus='CORPUS', model='MODEL',
-                  pretrained='FOLDER', lang='CODE', label_delim='CHARS', minutes='MINUTES', plot='FILE.png')
+                  pretrained='FOLDER', lang='CODE', label_delim='CHARS', out='PATH', path='FOLDER', sentence='TEXT', minutes='MINUTES', plot='FILE.png')
 _choices   = dict(directions='both fwd bwd', size='paper small tiny')
 _limits    = dict(lm_epochs=(0,None), seed=(0,None), labels=(2,None), valid_pct=(0.,1.), minutes=(0.01,None), lr=(1e-6,10.), lm_lr=(1e-6,10.), bptt=(2,None), bs=(2,None))
 
@@ -197,7 +197,7 @@ def _report(ulmfit, df, tests, cols, baseline):
     from ulmfit_ext.demo import tfidf_baseline
     from sklearn.metrics import f1_score
     ens,dls = ulmfit.ensemble,ulmfit.dls
-    train,valid = df.iloc[dls.train],df.iloc[dls.valid]
+    train,valid = df.iloc[dls.train_idx],df.iloc[dls.valid_idx]
     for name,part,res in [('Validation', valid, scores(ens))] + ([('Test', tests, scores(ens, tests, **cols))] if tests is not None else []):
         if baseline:
             sides = [o[c].astype(str).tolist() for o in (train,part) for c in (cols['text_col'],cols['label_col'])]
@@ -319,9 +319,11 @@ def _loss_curve(learn):
     return ax
 
 def _sample(learn, backwards, n_words=30):
-    "What the language model writes after the first words of a document held out"
-    proc,ds = learn.dls.processor,learn.dls.valid_ds
-    return learn.predict(proc.decode(ds[0][0][:5]), n_words=n_words)
+    "What the language model writes after the first words (reading backward, the last) of a document held out"
+    from fastai.text.learner import decode_spec_tokens
+    way = -1 if backwards else 1
+    ids = learn.dls.valid_ds[0][0][:6].numpy()[::way].copy()
+    return learn.predict(ids, n_words, temperature=0.8, no_bar=True, decoder=lambda toks: decode_spec_tokens(toks[::way]))
 
 # %% ../nbs/18_cli.ipynb #b7051b88
 @command('ulmfit pretrain articles/ --out german --lang de --both --minutes 60',

@@ -8,7 +8,7 @@ __all__ = ['UlmfitError', 'atomic_write', 'read_table', 'clean_text', 'fix_text'
            'ulmfit_dls', 'text_vocab', 'class_vocab', 'is_backwards', 'encode_texts', 'empty_clas_dls', 'empty_lm_dls']
 
 # %% ../nbs/10_data.ipynb #76b7442c
-import csv,difflib,functools,gzip,hashlib,html,io,json,uuid,warnings,zipfile,zlib
+import csv,difflib,functools,gzip,hashlib,io,json,uuid,warnings,zipfile,zlib
 from contextlib import contextmanager
 from fastai.text.all import *
 from fastai.text.core import PAD,UNK,defaults
@@ -83,14 +83,15 @@ def read_table(
 _FORMAT = 1 # of the rules and of what is saved; raise it when the same text would give other tokens
 
 _re_ctrl = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]')
+_cp1252  = {chr(i): bytes([i]).decode('cp1252', 'replace').replace('\ufffd', ' ') for i in range(0x80, 0xa0)}
 _re_half = re.compile('[\ud800-\udfff]')
 _re_mark = re.compile('xx(?=unk|pad|bos|eos|fld|rep|wrep|up|maj|fake)', re.I)
 _re_caps = re.compile(r'(\s|^)([A-Z][^a-z\s]*)(?=\s|$)')
 
 def clean_text(t):
-    "Replace what no file or screen can hold: control characters by spaces, halves of surrogate pairs by what they stood for or `�`"
+    "Replace what no file or screen can hold: control characters, and halves of surrogate pairs, by what they stood for or else a space or `�`"
     if _re_half.search(t): t = t.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
-    return _re_ctrl.sub(' ', t)
+    return _re_ctrl.sub(lambda m: _cp1252.get(m[0], ' '), t)
 
 def fix_text(t):
     "fastai's `fix_html`, then `clean_text`; a mark such as `xxpad` that the text holds literally is broken up"
@@ -105,7 +106,7 @@ _rules = compose(fix_text, replace_rep, replace_wrep, spec_add_spaces, rm_useles
 # %% ../nbs/10_data.ipynb #5a99397d
 _extras = dict(ja='sudachipy and sudachidict_core', ko='natto-py (and the mecab-ko library)', th='pythainlp', vi='pyvi')
 _unspaced = {'zh','ja','th'}
-_re_chunk = re.compile(r'\S{1,1000}|\s+')
+_re_chunk = re.compile(r'\S{1,1000}|(?<=\s)\s+|[^\S ]\s*') # the first space after a word is no token
 
 def _blank(lang):
     "spaCy's tokenizer for `lang`, knowing the marks"
@@ -139,9 +140,7 @@ class _Splitter(dict):
 
     def __missing__(self, c):
         if len(self) >= self.max_size: self.clear()
-        if c.isspace(): res = (replace_space(c.removeprefix(' ')),) if c!=' ' else ()
-        else:           res = self.spacy(c)
-        self[c] = res
+        self[c] = res = (replace_space(c),) if c.isspace() else self.spacy(c)
         return res
 
     def __call__(self, t):
@@ -224,7 +223,7 @@ class TextProcessor:
         if d['format'] != _FORMAT: raise UlmfitError(f"this TextProcessor was saved in format {d['format']!r} and this version reads format {_FORMAT}: use the version of ulmfit_ext that saved it")
         if not isinstance(d['vocab'], list|None): raise UlmfitError("not a saved TextProcessor: 'vocab' is not a list. Is the file whole?")
         if (old:=str(d.get('spacy', spacy.__version__))).split('.')[:2] != spacy.__version__.split('.')[:2]:
-            warnings.warn(f'saved with spaCy {old} and read with spaCy {spacy.__version__}: some words may be split in another way; install spacy=={old} to be sure')
+            warnings.warn(f'saved with spaCy {old} and read with spaCy {spacy.__version__}: some words may be split in another way; install spacy=={old} to be sure', stacklevel=3)
         return cls(d['vocab'], d['lang'])
 
 # %% ../nbs/10_data.ipynb #f325e6dd
@@ -266,8 +265,8 @@ def load(cls:Tokens, path):
     "Load what `save` wrote; raises ValueError where it is not whole"
     with np.load(path, allow_pickle=False) as d: table,ids,offs = d['table'],d['ids'],d['offs']
     table = table.tobytes().decode().split('\0')
-    ok = ids.ndim==1 and offs.ndim==1 and len(offs) and offs[0]==0 and offs[-1]==len(ids) and (np.diff(offs)>=0).all() and (
-        not len(ids) or 0 <= ids.min() <= ids.max() < len(table))
+    ok = (ids.dtype,offs.dtype,ids.ndim,offs.ndim)==(np.int32,np.int64,1,1) and len(offs) and offs[0]==0 and offs[-1]==len(ids) and (
+        np.diff(offs).min(initial=0)>=0 and (not len(ids) or 0 <= ids.min() <= ids.max() < len(table)))
     if not ok: raise ValueError('its parts do not fit together')
     return cls(table, ids, offs, cache_hit=True)
 
@@ -315,7 +314,7 @@ def tokenize_once(
         _writable(file.parent)
         toks = _tokenize(uniq, lang, progress)
         try: toks.save(file)
-        except OSError as e: warnings.warn(f"the tokens could not be kept in '{file}' ({e.strerror or e}): this run goes on without, the next one tokenizes again")
+        except OSError as e: warnings.warn(f"the tokens could not be kept in '{file}' ({e.strerror or e}): this run goes on without, the next one tokenizes again", stacklevel=3)
     return toks.take(rows)
 
 def _cached(file, n):
@@ -326,7 +325,7 @@ def _cached(file, n):
         return toks
     except (FileNotFoundError,NotADirectoryError): return None
     except (OSError,ValueError,KeyError,EOFError,zipfile.BadZipFile,zlib.error) as e:
-        warnings.warn(f"the token cache '{file}' is broken ({e}): tokenizing again")
+        warnings.warn(f"the token cache '{file}' is broken ({e}): tokenizing again", stacklevel=3)
 
 # %% ../nbs/10_data.ipynb #7465acf3
 class TextToIds(Tokenizer):
@@ -501,9 +500,10 @@ def lm_dls(
 ) -> UlmfitDataLoaders:
     "`DataLoaders` for a language model of documents in one flat array"
     device,n = ifnone(device, default_device()),len(offs)-1
-    if isinstance(valid, int): valid = np.arange(n-valid, n)
-    valid  = np.asarray(valid, dtype=np.int64)
-    docs   = [np.setdiff1d(np.arange(n), valid), valid]
+    if isinstance(valid, (int,np.integer)): valid = np.arange(max(0, n-valid), n)
+    valid = np.asarray(valid, dtype=np.int64)
+    docs  = [np.setdiff1d(np.arange(n), valid), valid]
+    if not len(docs[0]): raise UlmfitError(f'all {n} documents are for validation and none is left to train on: pass more documents or a smaller valid')
     ds = Datasets([ids[a:b] for a,b in zip(offs[:-1],offs[1:])], [[TextToIds(processor)] + [reverse_text]*backwards], splits=[list(o) for o in docs])
     trn,val = [LMLoader(ds.subset(i), ids, offs, docs[i], backwards, bs=bs, seq_len=bptt, shuffle=i==0, device=device,
                         max_batches=max_batches if i==0 else None) for i in range(2)]
@@ -586,7 +586,7 @@ def _texts(col, what):
     missing = col.isna().to_numpy(bool)
     texts = ['' if m else _as_text(o) for o,m in zip(col.tolist(), missing)]
     if not any(clean_text(o).strip() for o in texts): raise UlmfitError(f'every text in {what} is empty: is that the right column?')
-    if missing.any(): warnings.warn(f"{missing.sum()} of {len(texts)} texts in {what} are missing and read as empty (rows {_names(np.flatnonzero(missing))}, counted from 0)")
+    if missing.any(): warnings.warn(f"{missing.sum()} of {len(texts)} texts in {what} are missing and read as empty (rows {_names(np.flatnonzero(missing))}, counted from 0)", stacklevel=3)
     return texts
 
 def _unlabelled(o, text_col):
@@ -679,7 +679,7 @@ def _labels(df, label_col, delim):
     multi = any(isinstance(o, list) for o in y)
     if missing.all(): raise UlmfitError(f"column '{label_col}' has no label in any row: pass the right label_col, or label_col=None to train language models only")
     if len(classes) < (1 if multi else 2): raise UlmfitError(f"column '{label_col}' holds {'only the class '+repr(classes[0]) if classes else 'no classes'}: a classifier needs two. Pass another label_col, or label_col=None to train language models only")
-    if missing.any(): warnings.warn(f"{missing.sum()} of {len(df)} rows have no label (rows {_names(np.flatnonzero(missing))}, counted from 0): the language models read their texts, the classifiers do not")
+    if missing.any(): warnings.warn(f"{missing.sum()} of {len(df)} rows have no label (rows {_names(np.flatnonzero(missing))}, counted from 0): the language models read their texts, the classifiers do not", stacklevel=3)
     if not multi and not any(k>1 for k in Counter(o for o in y if o is not None).values()):
         raise UlmfitError(f"in column '{label_col}' no label occurs twice: is it the right label_col? A classifier needs several texts of each class")
     return y,classes,multi,missing
@@ -689,19 +689,19 @@ def _split_rows(df, y, labelled, multi, pct, valid_col, seed):
     many = lambda o: o if multi else [o]
     if valid_col is None:
         once = [c for c,k in Counter(c for o in y for c in many(o)).items() if k==1] if y[0] is not None else []
-        if once: warnings.warn(f'{len(once)} classes have one row only ({_names(once)}): it goes to training where it can, and validation says nothing about such a class')
+        if once: warnings.warn(f'{len(once)} classes have one row only ({_names(once)}): it goes to training where it can, and validation says nothing about such a class', stacklevel=3)
         return _split(y, multi, pct, seed)
     flags = _flags(_column(df, valid_col, 'valid_col'), labelled, valid_col)
     if flags.all() or not flags.any(): raise UlmfitError(f"column '{valid_col}' (valid_col) is {flags[0]} in every labelled row: it needs True for validation and False for training")
     train = {c for o,f in zip(y,flags) if not f for c in many(o)}
-    if unseen := {c for o in y for c in many(o)} - train: warnings.warn(f'{len(unseen)} classes have no training row ({_names(sorted(unseen))}): no model can learn them')
+    if unseen := {c for o in y for c in many(o)} - train: warnings.warn(f'{len(unseen)} classes have no training row ({_names(sorted(unseen))}): no model can learn them', stacklevel=3)
     return np.flatnonzero(flags)
 
 def _make_vocab(toks, min_freq, max_vocab):
     count = toks.counts()
     vocab = make_vocab(count, min_freq, max_vocab)
     if not set(vocab) - set(defaults.text_spec_tok) - {'xxfake'}:
-        warnings.warn(f'no word occurs {min_freq} times in {len(toks)} texts, so every word is unknown: pass min_freq=1 or more texts')
+        warnings.warn(f'no word occurs {min_freq} times in {len(toks)} texts, so every word is unknown: pass min_freq=1 or more texts', stacklevel=3)
     return vocab
 
 # %% ../nbs/10_data.ipynb #1a51cec5

@@ -1,0 +1,361 @@
+"Predictor and BidirEnsemble from outside"
+import random
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch
+from fastai.text.all import (AWD_LSTM,Callback,CrossEntropyLossFlat,CSVLogger,F1Score,F1ScoreMulti,FocalLossFlat,LabelSmoothingCrossEntropyFlat,Learner,
+    Perplexity,RocAucBinary,SaveModelCallback,TextDataLoaders,ValueMetric,accuracy,accuracy_multi,get_c,language_model_learner,text_classifier_learner)
+from torch import nn
+from ulmfit_ext.callback.bpt3c import BPT3C
+from ulmfit_ext.data import UlmfitError,text_vocab,ulmfit_dls
+from ulmfit_ext.ensemble import BidirEnsemble,label_targets,mean_logits
+from ulmfit_ext.predict import Predictor,token_batches
+
+tiny  = dict(emb_sz=8, n_hid=12, n_layers=2)
+words = 'good fine bright bad dull poor the a film was very with plot and cast on night'.split()
+
+def make_df(n=60, seed=0, classes=('neg','pos')):
+    "Texts of very different lengths; the label is mostly in the words"
+    rng = random.Random(seed)
+    def _text(y): return ' '.join(words[3*y+rng.randrange(3)] if rng.random()<.3 else rng.choice(words[6:]) for _ in range(rng.choice([2,7,40,150])))
+    return pd.DataFrame([(_text(i%2), classes[i%2]) for i in range(n)], columns=['text','label'])
+
+def plain_dls(df=None, backwards=False, seed=1, **kwargs):
+    df = make_df() if df is None else df
+    return TextDataLoaders.from_df(df, text_col='text', label_col='label', seed=seed, backwards=backwards, bs=8, num_workers=0, **kwargs)
+
+def learner(dls, bpt3c=True, metrics=accuracy, **kwargs):
+    return text_classifier_learner(dls, AWD_LSTM, config=tiny, pretrained=False, metrics=metrics, cbs=BPT3C(20) if bpt3c else None, **kwargs)
+
+def trained(dls, n=2, **kwargs):
+    ens = BidirEnsemble(learner(dls.clas_fwd, **kwargs), learner(dls.clas_bwd, **kwargs))
+    with ens.no_bar(), ens.no_logging(): ens.fit_one_cycle(n, 0.03)
+    return ens
+
+def make_dls(path, df=None, **kwargs): return ulmfit_dls(make_df() if df is None else df, path=path, seed=0, bs=8, bptt=20, min_freq=1, **kwargs)
+def make_topics(n=60):
+    rng,rows = random.Random(0),[]
+    for _ in range(n):
+        on = [o for o in ('film','plot','cast') if rng.random()<.5]
+        rows.append((' '.join(on + rng.choices(words[:6], k=rng.randint(1,20))), ';'.join(on)))
+    return pd.DataFrame(rows, columns=['text','label'])
+
+@pytest.fixture(scope='module')
+def dls(tmp_path_factory): return make_dls(tmp_path_factory.mktemp('single'))
+@pytest.fixture(scope='module')
+def ens(dls):
+    ens = trained(dls)
+    with ens.no_bar(), ens.no_logging(): yield ens
+@pytest.fixture(scope='module')
+def multi(tmp_path_factory):
+    ens = trained(make_dls(tmp_path_factory.mktemp('multi'), make_topics(), label_delim=';'), metrics=[accuracy_multi, F1ScoreMulti()])
+    with ens.no_bar(), ens.no_logging(): yield ens
+@pytest.fixture
+def fresh(dls, tmp_path):
+    ens = BidirEnsemble(learner(dls.clas_fwd, path=tmp_path), learner(dls.clas_bwd, path=tmp_path))
+    with ens.no_bar(), ens.no_logging(): yield ens
+
+def raises(match): return pytest.raises(UlmfitError, match=match)
+def close(a, b, atol=1e-5): np.testing.assert_allclose(np.asarray(a, dtype=float), np.asarray(b, dtype=float), atol=atol)
+def weights(learn): return [p.detach().clone() for p in learn.model.parameters()]
+def moved(before, learn): return [not torch.equal(a, b) for a,b in zip(before, learn.model.parameters())]
+
+# Predictor
+
+@pytest.mark.parametrize('plain', [False,True])
+def test_a_text_alone_and_among_others(ens, plain):
+    learn = learner(plain_dls(), bpt3c=False) if plain else ens.fwd
+    texts = make_df(40, seed=5).text.tolist()
+    with learn.no_bar():
+        probs = Predictor(learn)(texts)
+        close(probs, torch.cat([Predictor(learn)([t]) for t in texts]))
+        random.Random(0).shuffle(texts)
+        close(Predictor(learn, max_tokens=30)(texts, progress=False).sort(0)[0], probs.sort(0)[0])
+    assert bool(learn._grab_cbs(BPT3C)) != plain
+
+def test_predictor_agrees_with_get_preds(ens):
+    for l in (ens.fwd,ens.bwd):
+        ids = [l.dls.valid_ds[i][0] for i in range(len(l.dls.valid_ds))]
+        close(Predictor(l).from_ids(ids).softmax(1), l.get_preds()[0])
+
+def test_predictor_leaves_the_learner_alone(ens):
+    learn = ens.fwd
+    learn.model.train(); learn.model[1].eval()
+    modes,before,enc,cbs = [m.training for m in learn.model.modules()],weights(learn),learn.model[0],list(learn.cbs)
+    for q in (False,True): Predictor(learn, quantize=q)(['good film', ''])
+    assert [m.training for m in learn.model.modules()]==modes and learn.model[0] is enc and list(learn.cbs)==cbs
+    assert not any(moved(before, learn)) and all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+    learn.fit(1, 1e-4)
+
+@pytest.mark.parametrize('bad', ['one text', b'bytes', 3, None, pd.DataFrame(dict(text=['a']))])
+def test_not_a_list_of_texts(ens, bad):
+    with raises('pass'): Predictor(ens.fwd)(bad)
+
+def test_odd_texts(ens):
+    texts = ['', '   ', '\n', 'x'*3000, 'good '*2000, '\u2028', '😀'*50, None, 5, 'a\x00b', '\ud800']
+    p = ens.get_preds(texts=texts)[0]
+    assert p.shape==(len(texts), 2) and torch.isfinite(p).all()
+    assert ens.get_preds(texts=[])[0].shape==(0,2) and ens.get_preds(texts=iter(['good']))[0].shape==(1,2)
+
+def test_int8_is_close_and_a_snapshot(fresh):
+    texts = make_df(40, seed=5).text.tolist()
+    fresh.fit(1, 0.01)
+    p32,int8 = Predictor(fresh.fwd),Predictor(fresh.fwd, quantize=True)
+    a,b = p32(texts),int8(texts)
+    assert not torch.equal(a, b) and (a-b).abs().max()<.02
+    fresh.fit(1, 0.05)
+    assert torch.equal(int8(texts), b) and not torch.equal(p32(texts), a)
+
+def test_no_text_classifier():
+    dls = TextDataLoaders.from_df(make_df(), text_col='text', is_lm=True, bs=4, seq_len=5, valid_pct=.2)
+    lm = language_model_learner(dls, AWD_LSTM, config=None, pretrained=False)
+    for f in (Predictor, BidirEnsemble):
+        with raises('text classifier'): f(lm)
+    with raises('made of learners'): BidirEnsemble(lm.model)
+
+def test_token_batches():
+    lens = np.random.default_rng(0).integers(0, 300, 500).tolist()
+    for most,bptt in [(1,70), (100,70), (5000,70), (5000,1000)]:
+        bs = token_batches(lens, most, bptt)
+        assert sorted(i for b in bs for i in b)==list(range(500))
+        assert all(len(b)==1 or len(b)*max(min(lens[i],bptt) for i in b)<=most for b in bs)
+
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), LabelSmoothingCrossEntropyFlat(), FocalLossFlat(), CrossEntropyLossFlat(weight=torch.tensor([1.,3.]))])
+def test_other_losses(dls, loss):
+    ens = BidirEnsemble(*[learner(o, loss_func=loss) for o in (dls.clas_fwd, dls.clas_bwd)])
+    with ens.no_bar(), ens.no_logging():
+        p = ens.get_preds()[0]
+        close(p.sum(1), np.ones(len(p)))
+        assert np.isfinite(ens.validate().values).all() and ens.predict('good')[0] in ('neg','pos')
+
+# what must agree
+
+def test_pairs_that_do_not_fit(dls, tmp_path):
+    f,b = learner(dls.clas_fwd),learner(dls.clas_bwd)
+    with raises('Both learners read forward'): BidirEnsemble(f, learner(dls.clas_fwd))
+    with raises('Both learners read backward'): BidirEnsemble(b, learner(dls.clas_bwd))
+    with raises('swapped'): BidirEnsemble(b, f)
+    more = make_dls(tmp_path, make_df(70, seed=3).assign(text=lambda d: d.text+' extra'))
+    with raises(r'different vocabularies: .*number'): BidirEnsemble(f, learner(more.clas_bwd))
+    other = ulmfit_dls(make_df(classes=('neg','zzz')), path=tmp_path, seed=0, vocab=dls.vocab)
+    with raises("different classes: .*'pos' forward, 'zzz' backward"): BidirEnsemble(f, learner(other.clas_bwd))
+    topics = ulmfit_dls(make_df(), path=tmp_path, seed=0, vocab=dls.vocab, label_delim=';')
+    with raises('several labels'): BidirEnsemble(f, learner(topics.clas_bwd))
+
+@pytest.mark.parametrize('plain', [False,True])
+def test_splits_that_do_not_fit(dls, tmp_path, plain):
+    df = make_df().drop_duplicates('text').reset_index(drop=True)
+    def side(df, backwards, vocab, **kwargs):
+        if plain: return learner(plain_dls(df, backwards, text_vocab=vocab, **kwargs), bpt3c=False)
+        d = ulmfit_dls(df, path=tmp_path, vocab=dls.vocab, **{'seed':1, **kwargs})
+        return learner(d.clas_bwd if backwards else d.clas_fwd)
+    f = side(df, False, None)
+    v = text_vocab(f.dls)
+    BidirEnsemble(f, side(df, True, v))
+    with raises('different splits'): BidirEnsemble(f, side(df, True, v, seed=2))
+    with raises('different splits: (training|validation) sets? of'): BidirEnsemble(f, side(df, True, v, valid_pct=.5))
+    valid = np.arange(len(df))<10                                              # one text of the validation set exchanged for one of the training set
+    a,b = df.assign(v=valid),df.assign(v=np.where(np.arange(len(df))==9, False, np.where(np.arange(len(df))==10, True, valid)))
+    with raises('number'): BidirEnsemble(side(a, False, v, valid_col='v'), side(b, True, v, valid_col='v'))
+    swap = df.copy(); swap.loc[[3,4],'label'] = df.label[[4,3]].values         # same texts, other labels
+    with raises('different splits'): BidirEnsemble(f, side(swap, True, v))
+
+def test_tables_that_differ_in_other_columns():
+    df = make_df(30)
+    BidirEnsemble(learner(plain_dls(df)), learner(plain_dls(df.assign(note=range(30)), True)))
+
+# training
+
+@pytest.mark.parametrize('fit,args', [('fit',(1,)), ('fit_one_cycle',(1,)), ('fit_flat_cos',(1,)), ('fine_tune',(1,)), ('fit_stlr',(1,)), ('fit_gradual',(4,)), ('fit_sgdr',(1,1))])
+def test_fits_reach_both(fresh, fit, args, capsys):
+    class Count(Callback):
+        n = 0
+        def after_fit(self): self.n += 1; ran.append(self)
+    ran,before,cb = [],[weights(l) for l in (fresh.fwd,fresh.bwd)],Count()
+    assert getattr(fresh, fit)(*args, cbs=cb) is fresh
+    assert all(any(moved(b, l)) for b,l in zip(before, (fresh.fwd,fresh.bwd)))
+    assert cb.n==0 and len(set(map(id, ran)))==2                               # copies, none shared
+    assert [o for o in capsys.readouterr().out.split() if o.endswith('ward')]==['forward','backward']
+    assert not fresh.fwd._grab_cbs(Count)
+
+def test_callbacks_of_each_direction(fresh):
+    class Note(Callback):
+        def __init__(self, what): self.what = what
+        def before_fit(self): got.append((self.what, self.dls.backwards))
+    got = []
+    fresh.fit(1, 1e-4, None, [Note('same')])                                  # by place
+    fresh.fit(1, 1e-4, cbs=dict(forward=Note('f'), backward=[Note('b')]))
+    assert got==[('same',False),('same',True),('f',False),('b',True)]
+    fresh.add_cb(Note('kept')); assert [len(l._grab_cbs(Note)) for l in (fresh.fwd,fresh.bwd)]==[1,1]
+    fresh.remove_cb(Note);      assert [len(l._grab_cbs(Note)) for l in (fresh.fwd,fresh.bwd)]==[0,0]
+    assert fresh.fwd._grab_cbs(BPT3C)[0] is not fresh.bwd._grab_cbs(BPT3C)[0]
+
+def test_files_of_callbacks_do_not_collide(fresh, tmp_path):
+    fresh.fit(2, 0.01, cbs=[SaveModelCallback(fname='best'), CSVLogger('log.csv')])
+    assert {'best_forward.pth','best_backward.pth'} <= {o.name for o in (tmp_path/'models').iterdir()}
+    assert {'log_forward.csv','log_backward.csv'} <= {o.name for o in tmp_path.iterdir()}
+
+def test_freezing_reaches_both(fresh):
+    def free(): return [sum(p.requires_grad for p in l.model[0].parameters()) for l in (fresh.fwd,fresh.bwd)]
+    n = free()
+    assert fresh.freeze() is fresh and free()==[0,0]
+    assert fresh.freeze_to(-2) is fresh and 0<free()[0]<n[0] and free()[0]==free()[1]
+    assert fresh.unfreeze() is fresh and free()==n
+
+def test_int8_copies_follow_the_training_of_the_ensemble(dls):
+    ens = BidirEnsemble(learner(dls.clas_fwd), learner(dls.clas_bwd), quantize=True)
+    with ens.no_bar(), ens.no_logging():
+        a = ens.get_preds(texts=['good film'])[0]
+        ens.fit(1, 0.1)
+        assert not torch.equal(a, ens.get_preds(texts=['good film'])[0])
+
+# predictions
+
+@pytest.mark.parametrize('ds_idx', [0,1])
+def test_order_of_the_set(ens, ds_idx):
+    probs,targs = ens.get_preds(ds_idx)
+    ds = ens.fwd.dls[ds_idx].dataset
+    texts = [ens.fwd.dls.processor.decode(o[0]) for o in ds]
+    assert targs.tolist()==[int(o[1]) for o in ds] and len(set(map(len, texts)))>5
+    alone = [torch.stack([Predictor(l).from_ids([l.dls[ds_idx].dataset[i][0]]).softmax(1)[0] for i in range(len(ds))]) for l in (ens.fwd,ens.bwd)]
+    close(probs, (alone[0]+alone[1])/2)
+
+def test_order_of_texts_and_of_loaders(ens):
+    df = make_df(30, seed=9)
+    probs = ens.get_preds(texts=df.text)[0]
+    close(probs, torch.stack([ens.predict(t)[2] for t in df.text]))
+    p,t = ens.get_preds(dl=[l.dls.test_dl(df, with_labels=True) for l in (ens.fwd,ens.bwd)])
+    close(p, probs)
+    assert [ens.classes[i] for i in t]==df.label.tolist()
+    p,t = ens.get_preds(dl=dict(backward=ens.bwd.dls.test_dl(df.text), forward=ens.fwd.dls.test_dl(df.text)))
+    close(p, probs); assert t is None
+    with raises('dl holds 1'): ens.get_preds(dl=ens.fwd.dls.test_dl(df.text))
+    with raises('different targets'): ens.get_preds(dl=[ens.fwd.dls.test_dl(df, with_labels=True), ens.bwd.dls.test_dl(df[::-1], with_labels=True)])
+    with raises('ds_idx is 5'): ens.get_preds(5)
+
+def test_plain_fastai_learners():
+    ens = BidirEnsemble(learner(plain_dls(), bpt3c=False), learner(plain_dls(backwards=True), bpt3c=False))
+    with ens.no_bar(), ens.no_logging():
+        ens.fit_one_cycle(1, 0.02)
+        probs,targs = ens.get_preds()
+        texts = [' '.join(o) for o in ens.fwd.dls.valid_ds.items.text]
+        assert targs.tolist()==[int(o[1]) for o in ens.fwd.dls.valid_ds]
+        close(ens.validate().loc['both','accuracy'], (probs.argmax(1)==targs).float().mean())
+        close(ens.predict_df(make_df(9, seed=4))[['neg','pos']], [ens.predict(t)[2].tolist() for t in make_df(9, seed=4).text])
+        assert ens.show_results(3).shape==(3,5)
+    assert not ens.fwd._grab_cbs(BPT3C)
+
+def test_predict_answers_as_a_learner_does(ens, multi):
+    for e in (ens,multi):
+        one = BidirEnsemble(e.fwd)
+        for text in make_df(5, seed=2).text:
+            a,b = one.predict(text),e.fwd.predict(text)
+            assert list(a[0])==list(b[0]) and torch.equal(a[1], b[1]) and a[1].dtype==b[1].dtype
+            close(a[2], b[2])
+    with raises('predict_df'): ens.predict(['good'])
+
+def test_predictions_from_threads(ens):
+    texts = make_df(24, seed=3).text.tolist()
+    want = [ens.predict(t)[2] for t in texts]
+    with ThreadPoolExecutor(4) as ex: close(torch.stack(list(ex.map(lambda t: ens.predict(t)[2], texts))), torch.stack(want))
+
+def test_predict_df_keeps_the_table(ens):
+    df = pd.DataFrame(dict(text=['good film','bad plot','dull'], n=[1,2,3]), index=['b','a','b'])
+    df0 = df.copy()
+    res = ens.predict_df(df)
+    pd.testing.assert_frame_equal(df, df0)
+    pd.testing.assert_frame_equal(res[['text','n']], df)
+    assert list(res.columns)==['text','n','label','confidence','neg','pos']
+    close(res[['neg','pos']], ens.get_preds(texts=df.text)[0])
+    close(res.confidence, res[['neg','pos']].max(axis=1))
+    assert (res.label==res[['neg','pos']].idxmax(axis=1)).all()
+    close(ens.predict_df(df.rename(columns=dict(text='body')), text_col='body')[['neg','pos']], res[['neg','pos']])
+    for o in (df.text, df.text.tolist(), tuple(df.text), df.text.values): close(ens.predict_df(o)[['neg','pos']], res[['neg','pos']])
+    assert list(ens.predict_df(df.text).index)==['b','a','b']
+
+def test_predict_df_names(ens):
+    df = pd.DataFrame(dict(text=['good'], label=['pos'], pos=[1]))
+    assert list(ens.predict_df(df).columns)==['text','label','pos','pred_label','confidence','neg','p_pos'] and ens.predict_df(df).label[0]=='pos'
+    with raises('rename'): ens.predict_df(df.assign(pred_label=1))
+    with raises('no column'): ens.predict_df(df, text_col='body')
+    with raises('use `predict`'): ens.predict_df('good')
+    assert len(ens.predict_df([]))==0 and len(ens.predict_df(df[:0]))==0
+
+def test_classes_named_like_columns(tmp_path):
+    ens = BidirEnsemble(learner(make_dls(tmp_path, make_df(classes=('label','text'))).clas_fwd))
+    assert list(ens.predict_df(['good']).columns)==['text','label','confidence','p_label','p_text']
+
+# scores
+
+def test_scores_are_scikit_learns(ens):
+    for l in (ens.fwd,ens.bwd): l.metrics = [accuracy, F1Score(), RocAucBinary(), Perplexity(), ValueMetric(lambda: 3., 'three')]
+    res = ens.validate()
+    assert list(res.index)==['forward','backward','both']
+    outs = dict(forward=ens.fwd.get_preds()[0], backward=ens.bwd.get_preds()[0], both=ens.get_preds()[0])
+    t = ens.get_preds()[1].numpy()
+    for k,p in outs.items():
+        ll = skm.log_loss(t, p)
+        close(res.loc[k].tolist(), [ll, skm.accuracy_score(t, p.argmax(1)), skm.f1_score(t, p.argmax(1)), skm.roc_auc_score(t, p[:,1]), np.exp(ll), np.nan], 1e-4)
+    for l in (ens.fwd,ens.bwd): l.metrics = [accuracy]
+    close(ens.validate().loc['forward'], ens.fwd.validate(), 1e-4)
+
+def test_scores_with_several_labels(multi):
+    res = multi.validate()
+    p,t = multi.get_preds()
+    bce = -(t*p.log()+(1-t)*(1-p).log()).mean()
+    close(res.loc['both'].tolist(), [bce, ((p>.5)==t.bool()).float().mean(), skm.f1_score(t, p>.5, average='macro', zero_division=0)], 1e-4)
+    df = multi.predict_df(['film plot', 'good'])
+    assert df.label.tolist()==[[c for c in multi.classes if df[c][i]>.5] for i in range(2)]
+    close(df.confidence, np.maximum(df[multi.classes], 1-df[multi.classes]).min(axis=1))
+    with raises('several'): multi.confusion_matrix()
+
+def test_scores_of_a_table(ens, multi):
+    df = make_df(40, seed=8)
+    res = ens.validate(df=df)
+    close(res.loc['both','accuracy'], (ens.predict_df(df).pred_label==df.label).mean())
+    pd.testing.assert_frame_equal(res, ens.validate(df))
+    pd.testing.assert_frame_equal(res, ens.validate(df=df.rename(columns=dict(text='a', label='b')), text_col='a', label_col='b'))
+    close(ens.validate(dl=[l.dls.test_dl(df, with_labels=True) for l in (ens.fwd,ens.bwd)]), res)
+    t = make_topics(20)
+    lists = t.assign(label=[[p for p in o.split(';') if p] for o in t.label])
+    pd.testing.assert_frame_equal(multi.validate(df=t, label_delim=';'), multi.validate(df=lists))
+    with raises("first is 'meh'"): ens.validate(df=df.assign(label='meh'))
+    with raises('have no label'): ens.validate(df=df.assign(label=None))
+    with raises('nothing to score'): ens.validate(df=df[:0])
+
+def test_label_targets():
+    assert label_targets(['b','a'], ['a','b']).tolist()==[1,0]
+    assert label_targets(np.array([2,1]), ['1','2']).tolist()==[1,0]
+    assert label_targets([2.,1.], [1,2]).tolist()==[1,0]
+    assert label_targets([True,False], ['False','True']).tolist()==[1,0]
+    assert label_targets([['a','b'],[],('b',)], ['a','b'], True).tolist()==[[1,1],[0,0],[0,1]]
+
+def test_mean_logits_where_floats_round():
+    z = torch.tensor([[60.,-60.]])
+    for multi in (False,True):
+        m = mean_logits([z,z], multi)
+        assert torch.isfinite(m).all()
+        close(m.sigmoid() if multi else m.softmax(1), [[1,0]])
+    close(mean_logits([z,-z]).softmax(1), [[.5,.5]]); close(mean_logits([z,-z], True).sigmoid(), [[.5,.5]])
+
+def test_confusion(ens):
+    df = make_df(40, seed=8)
+    pred = ens.predict_df(df).pred_label
+    cm = ens.confusion_matrix(df)
+    assert (cm.values==skm.confusion_matrix(df.label, pred, labels=ens.classes)).all() and list(cm.columns)==ens.classes
+    assert ens.most_confused(df)==sorted(ens.most_confused(df), key=lambda o: -o[2]) and sum(o[2] for o in ens.most_confused(df))==(pred!=df.label).sum()
+    for norm in (False,True): assert ens.plot_confusion_matrix(df, normalize=norm).get_xlabel()=='predicted'
+
+def test_show_results(ens, multi):
+    for e in (ens,multi):
+        res = e.show_results(4, seed=0)
+        assert list(res.columns)==['text','target','forward','backward','both'] and len(res)==4
+        assert e.show_results(1000).shape[0]==len(e.fwd.dls.valid_ds)
+    res,probs = ens.show_results(4),ens.get_preds()[0][:4]
+    assert [o.split()[0] for o in res.both]==[ens.classes[i] for i in probs.argmax(1)]
+
+def test_one_direction(ens):
+    for l,way in ((ens.fwd,'forward'), (ens.bwd,'backward')):
+        one = BidirEnsemble(l)
+        assert list(one.validate().index)==[way] and list(one.show_results(2).columns)==['text','target',way]
+        close(one.get_preds()[0], l.get_preds()[0])
+        close(one.get_preds(dl=l.dls.test_dl(['good']))[0], Predictor(l)(['good']))

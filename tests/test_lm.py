@@ -1,0 +1,139 @@
+"Language models from outside: weights that move between plain fastai and here, and those that fastai downloads."
+import http.server,json,pickle,tarfile,threading
+import numpy as np, pandas as pd, pytest, torch
+from fastai.text.all import *
+from fastai.text.models.core import _model_meta
+from ulmfit_ext.data import *
+from ulmfit_ext.lm import *
+from ulmfit_ext.classifier import *
+
+for o in [o for o in globals() if o=='test' or o.startswith('test_')]: del globals()[o] # fastcore's helpers, which pytest would take for tests
+
+size = dict(emb_sz=8, n_hid=12, n_layers=2)
+
+def table(n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(dict(text=[' '.join(rng.choice(['the','cat','dog','sat','ran','on','a','mat','big','red'], int(rng.integers(3,20)))) for _ in range(n)],
+                             label=[['x','y'][i%2] for i in range(n)]))
+
+@pytest.fixture
+def dls(tmp_path): return ulmfit_dls(table(), path=tmp_path, seed=0, bs=8, bptt=10, min_freq=1)
+
+@pytest.fixture
+def quiet(monkeypatch): monkeypatch.setattr(defaults, 'callbacks', [o for o in defaults.callbacks if o is not ProgressCallback])
+
+def fastai_files(folder, name, dls, vocab=None):
+    "A language model as fastai publishes it: an archive with a .pth and a .pkl"
+    vocab = vocab or list(text_vocab(dls))
+    model = get_language_model(AWD_LSTM, len(vocab), {**awd_lstm_lm_config, **size})
+    (folder/name).mkdir(parents=True)
+    torch.save(model.state_dict(), folder/name/'lstm.pth')
+    (folder/name/'vocab.pkl').write_bytes(pickle.dumps(vocab))
+    with tarfile.open(folder/f'{name}.tgz', 'w:gz') as t: t.add(folder/name, arcname=name)
+    return model
+
+@pytest.fixture
+def server(tmp_path):
+    "A file server on loopback"
+    folder = tmp_path/'served'
+    folder.mkdir()
+    handler = type('H', (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *a: None))
+    srv = http.server.ThreadingHTTPServer(('127.0.0.1', 0), partial(handler, directory=folder))
+    threading.Thread(target=srv.serve_forever, daemon=True).start()
+    yield folder,f'http://127.0.0.1:{srv.server_port}'
+    srv.shutdown()
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "fastai's folder for downloads, empty"
+    from fastai.data.external import fastai_cfg
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path/'home'))
+    fastai_cfg.cache_clear()
+    yield tmp_path/'home'
+    fastai_cfg.cache_clear()
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_wt103_through_fastai_urls(dls, server, home, monkeypatch, backwards):
+    folder,url = server
+    old = list(text_vocab(dls))[:-4] + ['elsewhere', 'unknown']                 # another vocabulary than the target's
+    name = 'wt103-bwd' if backwards else 'wt103-fwd'
+    fastai_files(folder, name, dls, old)
+    meta = {**_model_meta[AWD_LSTM], 'url_bwd' if backwards else 'url': f'{url}/{name}.tgz'}
+    monkeypatch.setitem(_model_meta, AWD_LSTM, meta)
+    d = dls.lm(backwards)
+    theirs = language_model_learner(d, AWD_LSTM, config={**awd_lstm_lm_config, **size}, backwards=backwards, pretrained=True)
+    ours   = lm_learner(d, pretrained='wt103')
+    for (k,a),b in zip(theirs.model.state_dict().items(), ours.model.state_dict().values()):
+        if k in ('0.encoder.weight', '0.encoder_dp.emb.weight', '1.decoder.weight', '1.decoder.bias'): torch.testing.assert_close(a, b)  # means of new words
+        else: assert torch.equal(a, b), k
+    clas = ulmfit_classifier(dls.clas(backwards), encoder='wt103')
+    assert torch.equal(clas.model.state_dict()['0.module.rnns.0.weight_hh_l0_raw'], ours.model.state_dict()['0.rnns.0.weight_hh_l0_raw'])
+
+def test_wt103_out_of_reach(dls, home, monkeypatch):
+    monkeypatch.setitem(_model_meta, AWD_LSTM, {**_model_meta[AWD_LSTM], 'url': 'http://127.0.0.1:9/none.tgz'})
+    with pytest.raises(UlmfitError, match='could not be downloaded'): lm_learner(dls.lm_fwd, pretrained='wt103')
+
+def test_vocabulary_that_would_run_code(tmp_path, dls):
+    fastai_files(tmp_path, 'm', dls)
+    class Evil:
+        def __reduce__(self): return Path.touch, (tmp_path/'ran',)
+    (tmp_path/'m'/'vocab.pkl').write_bytes(pickle.dumps([Evil()]))
+    with pytest.raises(UlmfitError, match='cannot be read safely'): load_fastai_lm(tmp_path/'m'/'lstm.pth', tmp_path/'m'/'vocab.pkl')
+    assert not (tmp_path/'ran').exists()
+
+def test_state_dict_is_fastais(dls):
+    ours = ulmfit_classifier(dls.clas_fwd, size)
+    theirs = text_classifier_learner(dls.clas_fwd, AWD_LSTM, config=size, pretrained=False)
+    a,b = ours.model.state_dict(),theirs.model.state_dict()
+    assert {k:v.shape for k,v in a.items()}=={k:v.shape for k,v in b.items()}
+    theirs.model.load_state_dict(a)
+    ours.model.load_state_dict(b)
+
+def test_encoder_moves_to_plain_fastai(dls, tmp_path, quiet):
+    lm = lm_learner(dls.lm_fwd, size)
+    lm.save_encoder('enc')
+    theirs = text_classifier_learner(dls.clas_fwd, AWD_LSTM, config=size, pretrained=False, path=lm.path)
+    theirs.load_encoder('enc')
+    assert torch.equal(theirs.model[0].module.encoder.weight, lm.model[0].encoder.weight)
+
+@pytest.mark.parametrize('kind', ['lm','clas'])
+def test_no_dropout(dls, quiet, kind):
+    learn = lm_learner(dls.lm_fwd, size, drop_mult=0.) if kind=='lm' else ulmfit_classifier(dls.clas_fwd, size, drop_mult=0.)
+    keys = list(learn.model.state_dict())
+    learn.fit(2, 1e-3)
+    assert list(learn.model.state_dict())==keys
+    learn.validate()
+
+def test_both_directions_share_a_folder(tmp_path, quiet):
+    texts = table(80).text.tolist()
+    for bw in (False, True): pretrain_lm(texts, tmp_path/'lm', size, backwards=bw, n_epoch=1, bs=8, bptt=10, valid_pct=0.1)
+    assert {'fwd.safetensors','bwd.safetensors','vocab.json','config.json'} <= {o.name for o in (tmp_path/'lm').iterdir()}
+    with pytest.raises(UlmfitError, match='another vocabulary or size'): pretrain_lm(texts[:50], tmp_path/'lm', {**size, 'n_hid':10}, bs=8, bptt=10, valid_pct=0.1)
+
+def test_saved_weights_are_the_same(dls, tmp_path):
+    lm = lm_learner(dls.lm_fwd, size)
+    save_lm(lm, tmp_path/'lm')
+    again = lm_learner(dls.lm_fwd, pretrained=tmp_path/'lm')
+    for a,b in zip(lm.model.state_dict().values(), again.model.state_dict().values()): assert torch.equal(a,b)
+    (tmp_path/'lm'/'config.json').write_text('{')
+    with pytest.raises(UlmfitError, match='cannot be read'): lm_learner(dls.lm_fwd, pretrained=tmp_path/'lm')
+
+def test_corpora(tmp_path):
+    (tmp_path/'d').mkdir()
+    (tmp_path/'d'/'a.txt').write_text('one'); (tmp_path/'d'/'b.txt').write_text('two')
+    (tmp_path/'all.txt').write_text('one\nline\n\ntwo\n\n\n')
+    (tmp_path/'t.jsonl').write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert read_corpus(tmp_path/'d')==['one','two']
+    assert read_corpus(tmp_path/'all.txt')==['one\nline','two']
+    assert read_corpus(tmp_path/'t.jsonl', max_docs=1)==['one']
+    for bad,match in [('nowhere', 'no corpus'), ('t.jsonl', 'no column')]:
+        with pytest.raises(UlmfitError, match=match): read_corpus(tmp_path/bad, text_col='words')
+    (tmp_path/'empty.txt').write_text(' \n')
+    with pytest.raises(UlmfitError, match='no text'): read_corpus(tmp_path/'empty.txt')
+
+def test_budget(dls, quiet):
+    learn = lm_learner(dls.lm_fwd, size)
+    n = fit_budget(learn, 0.01)
+    assert n>=1 and 1<=len(learn.dls.train)
+    learn.fit(50, 1e-3, cbs=TimeLimit(0.005))
+    assert len(learn.recorder.values)<50
