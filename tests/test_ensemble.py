@@ -293,6 +293,7 @@ def test_scores_are_scikit_learns(ens):
     outs = dict(forward=ens.fwd.get_preds()[0], backward=ens.bwd.get_preds()[0], both=ens.get_preds()[0])
     t = ens.get_preds()[1].numpy()
     for k,p in outs.items():
+        p = p.double()/p.double().sum(1, keepdim=True)
         ll = skm.log_loss(t, p)
         close(res.loc[k].tolist(), [ll, skm.accuracy_score(t, p.argmax(1)), skm.f1_score(t, p.argmax(1)), skm.roc_auc_score(t, p[:,1]), np.exp(ll), np.nan], 1e-4)
     for l in (ens.fwd,ens.bwd): l.metrics = [accuracy]

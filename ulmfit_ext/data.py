@@ -223,7 +223,7 @@ class TextProcessor:
         if d['format'] != _FORMAT: raise UlmfitError(f"this TextProcessor was saved in format {d['format']!r} and this version reads format {_FORMAT}: use the version of ulmfit_ext that saved it")
         if not isinstance(d['vocab'], list|None): raise UlmfitError("not a saved TextProcessor: 'vocab' is not a list. Is the file whole?")
         if (old:=str(d.get('spacy', spacy.__version__))).split('.')[:2] != spacy.__version__.split('.')[:2]:
-            warnings.warn(f'saved with spaCy {old} and read with spaCy {spacy.__version__}: some words may be split in another way; install spacy=={old} to be sure', stacklevel=3)
+            warnings.warn(f'saved with spaCy {old} and read with spaCy {spacy.__version__}: some words may be split in another way; install spacy=={old} to be sure', stacklevel=2)
         return cls(d['vocab'], d['lang'])
 
 # %% ../nbs/10_data.ipynb #f325e6dd

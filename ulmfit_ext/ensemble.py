@@ -17,6 +17,7 @@ from .data import *
 from .data import _column,_label_name,_names,_parts
 from .lm import *
 from .predict import *
+from .predict import _listed
 
 # %% ../nbs/14_ensemble.ipynb #6ba6a3e8
 def mean_logits(
@@ -100,7 +101,7 @@ class BidirEnsemble:
     def classes(self): return list(class_vocab(self.first.dls))
     @property
     def multi(self): return is_multi(self.first)
-    def __repr__(self): return f"BidirEnsemble ({' and '.join(self.learners)}): {len(text_vocab(self.first.dls)):,} tokens, classes {', '.join(map(str, self.classes))}"
+    def __repr__(self): return f"BidirEnsemble ({' and '.join(self.learners)}): {len(text_vocab(self.first.dls)):,} tokens, classes {_names(self.classes, 10)}"
 
     def predictor(self, way):
         "The `Predictor` of one direction, made when first needed"
@@ -183,7 +184,7 @@ def _check_set(self:BidirEnsemble, ds_idx):
 def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True):
     "Each direction's outputs before softmax or sigmoid, and the targets (None for texts)"
     if texts is not None:
-        texts = list(texts) if not isinstance(texts, (str,pd.DataFrame)) else texts
+        texts = _listed(texts)
         return {way: self.predictor(way).logits(texts, progress) for way in self.learners}, None
     if dl is not None and not isinstance(dl, (tuple,list,dict)): dl = [dl]
     if dl is not None and len(dl)!=len(self.learners):

@@ -134,7 +134,8 @@ class ChunkedEncoder(Module):
         for i in range(0, int(skip[0]) if len(skip) else 0, self.bptt):
             n = int((skip>i).sum())
             l = (skip[:n]-i).clamp(max=self.bptt)
-            out,new = drop.run(x[:n,i:i+int(l[0])], [(h[:,:n].contiguous(), c[:,:n].contiguous()) for h,c in state], None if (l==l[0]).all() else l)
+            goes_on = (l<l[0]) & (skip[:n]<pool.lens[:n]) # ends here, before the chunk does, and is read on with gradients
+            out,new = drop.run(x[:n,i:i+int(l[0])], [(h[:,:n].contiguous(), c[:,:n].contiguous()) for h,c in state], l if goes_on.any() else None)
             state = [tuple(torch.cat([a, b[:,n:]], 1) for a,b in zip(*o)) for o in zip(new, state)]
             pool.add(*chunk_pool(out, l), pool.lens[:n]==i+l)
         return state
