@@ -131,9 +131,17 @@ def test_corpora(tmp_path):
     (tmp_path/'empty.txt').write_text(' \n')
     with pytest.raises(UlmfitError, match='no text'): read_corpus(tmp_path/'empty.txt')
 
-def test_budget(dls, quiet):
+def test_budget(dls, quiet, monkeypatch):
+    "Half of the time, half of the way: the rate follows a clock, and the last epoch is cut short and validated"
+    import ulmfit_ext.lm
+    now = [0.]
+    monkeypatch.setattr(ulmfit_ext.lm.time, 'time', lambda: now[0])
+    class Tick(Callback):
+        order,run_valid = 1,False
+        def before_batch(self): now[0] += 6.
     learn = lm_learner(dls.lm_fwd, size)
-    n = fit_budget(learn, 0.01)
-    assert n>=1 and 1<=len(learn.dls.train)
-    learn.fit(50, 1e-3, cbs=TimeLimit(0.005))
-    assert len(learn.recorder.values)<50
+    n = len(learn.dls.train)
+    learn.fit(1000, 0.1, cbs=[TimeBudget(2.05), Tick()])
+    lrs = learn.recorder.hps['lr']
+    assert len(lrs)==21 and len(learn.recorder.values)==math.ceil(21/n)
+    assert np.argmax(lrs)==1 and lrs[-1]==pytest.approx(0.1/32, rel=0.2) and len(learn.dls.train)==n

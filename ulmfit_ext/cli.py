@@ -80,7 +80,10 @@ def manners(
     "A context in which errors become one line on stderr and an exit code"
     try:
         with warnings.catch_warnings():
-            if not debug: warnings.simplefilter('ignore')
+            if not debug:
+                warnings.simplefilter('ignore')
+                warnings.filterwarnings('default', category=UserWarning, module='ulmfit_ext')
+                warnings.showwarning = lambda msg, *args: print(f'ulmfit: note: {_as_options(str(msg))}', file=sys.stderr)
             yield
     except KeyboardInterrupt: _leave(f'Stopped. {stopped}', 130)
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError): raise
@@ -88,11 +91,17 @@ def manners(
         if debug: traceback.print_exc()
         _leave(f'ulmfit: {_one_line(e)}' + ('' if debug or _is_ours(e) else ' (--debug shows where)'), 1)
 
-def _is_ours(e):
-    from ulmfit_ext.data import UlmfitError
-    return isinstance(e, UlmfitError)
+def _is_ours(e): return isinstance(e, getattr(sys.modules.get('ulmfit_ext.data'), 'UlmfitError', ()))
 
-def _one_line(e): return re.sub(r'\s+', ' ', str(e) if _is_ours(e) else f'{type(e).__name__}: {e}').strip()
+def _one_line(e): return re.sub(r'\s+', ' ', _as_options(str(e)) if _is_ours(e) else f'{type(e).__name__}: {e}').strip()
+
+_option_of = dict(text_col='--text', label_col='--label', valid_col='--valid', valid_pct='--valid-pct', min_freq='--min-freq', max_vocab='--max-vocab',
+                  lang='--lang', label_delim='--label-delim', pretrained='--pretrained', directions='--directions', quantize='--quantize')
+
+def _as_options(msg):
+    "`msg` with the names of parameters as those of options"
+    def _name(m): return _option_of[m[1]] + ' '*len(m[2]) if m[2] or '_' in m[1] else m[0]
+    return re.sub(rf"\b({'|'.join(_option_of)})(=|\b)", _name, msg)
 
 def _leave(msg, code):
     if sys.stderr.isatty(): msg = '\r\x1b[K' + msg   # over what is left of a progress bar
@@ -186,24 +195,30 @@ def scores(
 
 def _labelled(df, label):
     "The rows of `df` that have a label"
-    from ulmfit_ext.data import UlmfitError
-    if label not in df: raise UlmfitError(f"There is no column {label!r} in the table: give --label, one of {', '.join(map(repr, df.columns))}")
-    res = df[df[label].notna()]
+    from ulmfit_ext.data import _column
+    res = df[_column(df, label, 'label_col').notna()]
     if len(res)<len(df): print(f'{len(df)-len(res):,} of {len(df):,} rows have no label and are left out')
     return res
 
-def _report(ulmfit, df, tests, cols, baseline):
-    "Print the tables of scores; save the confusion matrix, of the test table where there is one"
-    from ulmfit_ext.demo import tfidf_baseline
+def _baseline(dls, df, tests, text, label):
+    "Accuracy and F1 of TF-IDF and logistic regression on the validation texts and on those of `tests`"
     from sklearn.metrics import f1_score
-    ens,dls = ulmfit.ensemble,ulmfit.dls
-    train,valid = df.iloc[dls.train_idx],df.iloc[dls.valid_idx]
-    for name,part,res in [('Validation', valid, scores(ens))] + ([('Test', tests, scores(ens, tests, **cols))] if tests is not None else []):
-        if baseline:
-            sides = [o[c].astype(str).tolist() for o in (train,part) for c in (cols['text_col'],cols['label_col'])]
-            err,preds = tfidf_baseline(*sides)
-            res.loc['TF-IDF', ['accuracy','F1']] = 1-err,f1_score(sides[3], preds, average='macro')
-        _show(res, f'{name}, {len(part):,} texts')
+    from ulmfit_ext.demo import tfidf_baseline
+    parts = [df.iloc[dls.valid_idx], tests]
+    texts,labels = [[list(o[c].astype(str)) for o in parts if o is not None] for c in (text,label)]
+    train = df.iloc[dls.train_idx]
+    _,preds = tfidf_baseline(train[text].astype(str), train[label].astype(str), sum(texts, []), sum(labels, []))
+    preds = preds[:len(labels[0])],preds[len(labels[0]):]
+    return [dict(accuracy=sum(a==b for a,b in zip(p, y))/len(y), F1=f1_score(y, p, average='macro')) for p,y in zip(preds, labels)]
+
+def _report(ulmfit, tests, cols, baseline):
+    "Print the tables of scores; save the confusion matrix, of the test table where there is one"
+    ens,n = ulmfit.ensemble,len(ulmfit.dls.valid_idx)
+    tables = [(f'Validation, {n:,} texts', scores(ens))]
+    if tests is not None: tables.append((f'Test, {len(tests):,} texts', scores(ens, tests, **cols)))
+    for (title,res),base in zip(tables, baseline or [{}]*2):
+        for k,v in base.items(): res.loc['TF-IDF', k] = v
+        _show(res, title)
     if not ens.multi: _save_png(ens.plot_confusion_matrix(*([] if tests is None else [tests]), **({} if tests is None else cols)), ulmfit.path/'confusion.png')
 
 # %% ../nbs/18_cli.ipynb #c7c79de7
@@ -211,7 +226,7 @@ def _report(ulmfit, df, tests, cols, baseline):
          'ulmfit train reviews.csv --text review --label stars --pretrained german --lang de --unlabelled more.txt --test held_out.csv',
          stopped='What was finished is kept in {out}: the same line goes on from there',
          Data='text label valid_pct valid test unlabelled label_delim lang min_freq max_vocab', Model='out pretrained size directions',
-         Training='lm_epochs minutes epochs lm_lr lr bs bptt seed baseline')
+         Training='lm_epochs minutes epochs lm_lr lr bs bptt max_len seed baseline')
 def train(
     file:Path, # Table of labelled texts: CSV, TSV, JSONL, JSON or Parquet, may be gzip'd. Rows without a label serve the language model
     text:str='text', # Column that holds the texts
@@ -224,7 +239,7 @@ def train(
     valid_pct:float=0.2, # Share of the labelled texts held out for validation
     valid:str=None, # Column that says which rows to hold out instead (true or false)
     test:Path=None, # Table of labelled texts to test the finished model on
-    unlabelled:Path=None, # More text for the language model: a table, a text file, a folder of text files
+    unlabelled:Path=None, # More text for the language model: a table with the same column of texts, a .txt file with a text a line, a folder of .txt files
     label_delim:str=None, # A text may have several labels, with this between them
     min_freq:int=3, # Words seen less often than this are unknown words
     max_vocab:int=60000, # Size of the vocabulary at most
@@ -235,6 +250,7 @@ def train(
     lr:float=0.01, # Peak learning rate of the classifier
     bs:int=64, # Texts in a batch; less needs less memory
     bptt:int=70, # Tokens read in one piece
+    max_len:int=None, # Long texts: learn from so many tokens at their end only; all are read all the same
     seed:int=42, # Of the split and of training: the same seed gives the same model
     baseline:bool=False, # Compare with TF-IDF and logistic regression on the same labels
 ):
@@ -250,12 +266,14 @@ def train(
         df,cols = read_table(file),dict(text_col=text, label_col=label, label_delim=label_delim)
         tests = _labelled(read_table(test), label) if test else None
         ulmfit = ULMFiT.from_df(df, path=out, pretrained=pretrained, directions=directions, config=size or 'small', bptt=bptt, seed=seed, bs=bs, lang=lang,
-                                valid_pct=valid_pct, valid_col=valid, unlabelled=read_corpus(unlabelled, text) if unlabelled else None,
+                                valid_pct=valid_pct, valid_col=valid, unlabelled=read_corpus(unlabelled) if unlabelled and unlabelled.is_dir() else unlabelled,
                                 min_freq=min_freq, max_vocab=max_vocab, **cols)
+        print(str(ulmfit.dls).removeprefix('UlmfitDls: '))
         if test: label_targets(tests[label], ulmfit.dls.classes, ulmfit.dls.multi, label_delim)   # better now than after the training
+        if baseline: baseline = _baseline(ulmfit.dls, df, tests, text, label)
         if lm_epochs or minutes: ulmfit.fit_lm(lm_epochs, lm_lr, minutes=minutes and minutes/len(ulmfit.sides))
-        ulmfit.fit_classifier(epochs, lr)
-        _report(ulmfit, df, tests, cols, baseline)
+        ulmfit.fit_classifier(epochs, lr, max_len=max_len)
+        _report(ulmfit, tests, cols, baseline)
         print(f"\nThe model is in {out/'model'}, plots are in {out}. Next:\n{_quoted('ulmfit', 'predict', out/'model', 'FILE', '--text', text)}")
 
 # %% ../nbs/18_cli.ipynb #30abed16

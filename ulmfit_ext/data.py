@@ -474,7 +474,7 @@ class LMLoader(LMDataLoader):
         if seq >= self.n: raise IndexError
         return tuple(o[0] for o in self.rows(seq//self.bs, [seq%self.bs]))
 
-    def create_batches(self, samps): return (self.rows(i, range(self.bs)) for i in range(len(self)))
+    def create_batches(self, samps): return (self.rows(i, range(self.bs)) for i in itertools.takewhile(lambda i: i<len(self), itertools.count()))
 
     def new(self, dataset=None, cls=None, **kwargs):
         kept = dict(bs=self.asked_bs, seq_len=self.seq_len, max_batches=self.max_batches)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['lm_sizes', 'lm_size', 'save_weights', 'read_weights', 'load_weights', 'direction', 'save_lm', 'make_dir',
-           'load_fastai_lm', 'load_lm', 'match_vocab', 'lm_learner', 'coverage', 'finetune_lm', 'fit_budget',
-           'TimeLimit', 'read_corpus', 'corpus_dls', 'pretrain_lm']
+           'load_fastai_lm', 'load_lm', 'match_vocab', 'lm_learner', 'coverage', 'finetune_lm', 'TimeBudget',
+           'read_corpus', 'corpus_dls', 'pretrain_lm']
 
 # %% ../nbs/11_lm.ipynb #420c1078
 from fastai.text.all import *
@@ -15,7 +15,7 @@ from .callback.schedule import *
 from .data import *
 import gzip,itertools,math,pickle,time
 from safetensors import SafetensorError
-from safetensors.torch import save_file,load_file
+from safetensors.torch import save,load_file
 
 # %% ../nbs/11_lm.ipynb #e6847cee
 lm_sizes = dict(
@@ -52,7 +52,7 @@ def save_weights(
         if v.numel() and key in seen: continue
         seen.add(key)
         out[k] = (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
-    with atomic_write(path) as tmp: save_file(out, tmp)
+    with atomic_write(path) as tmp: tmp.write_bytes(save(out))
 
 def read_weights(
     path, # A safetensors file
@@ -212,64 +212,62 @@ def coverage(
 
 # %% ../nbs/11_lm.ipynb #53c10fcb
 def finetune_lm(
-    dls:DataLoaders, # Language-model data of one direction
+    dls, # Language-model data of one direction; or what `ulmfit_dls` made, with `backwards`
     pretrained=None, # Folder of a language model, 'wt103', or None: from scratch, which is stage one on little text
     config:str|dict='paper', # Sizes, where `pretrained` is None
     n_epoch:int=10, # Epochs
     lr_max:float=0.004, # Peak learning rate of the last layer group; the paper's 0.004
     factor:float=2.6, # Each layer group learns this many times slower than the one above it (only with `pretrained`)
     drop_mult:float=1., # Multiplies all dropouts
-    minutes:float=None, # Train for about so long instead: fewer epochs, or part of one
+    minutes:float=None, # Train for so long instead, whole epochs or not
     wd:float=None, # Weight decay; default: fastai's
+    backwards:bool=False, # Which side of a `UlmfitDls`?
     cbs=None, # More callbacks
     **kwargs
 ) -> LMLearner: # Trained
     "Fine-tune a language model on the target's text, with discriminative rates and a slanted triangle (section 3.2)"
-    learn = lm_learner(dls, config, drop_mult, pretrained, **kwargs)
+    learn = lm_learner(dls.lm(backwards) if isinstance(dls, UlmfitDls) else dls, config, drop_mult, pretrained, **kwargs)
     cbs = L(cbs) + (L(DiscriminativeLR(factor)) if pretrained is not None else L())
-    if minutes is not None: n_epoch,cbs = fit_budget(learn, minutes),cbs + TimeLimit(minutes*1.2)
-    if learn.opt is None: learn.create_opt()
-    learn.fit_stlr(n_epoch, lr_max, wd=wd, cbs=cbs)
+    if minutes is None: learn.fit_stlr(n_epoch, lr_max, wd=wd, cbs=cbs)
+    else:               _fit_minutes(learn, minutes, lr_max, wd, cbs)
     return learn
 
 # %% ../nbs/11_lm.ipynb #930e1279
-def fit_budget(
-    learn:Learner, # Learner whose training loader is a `LMLoader`
-    minutes:float, # How long to train
-    n_steps:int=6, # Steps to time
-) -> int: # Number of epochs to fit
-    "Set the batches of an epoch so that the number of epochs returned takes about `minutes`, validation included"
-    dl,model = learn.dls.train,learn.model
-    dl.max_batches = None
-    model.to(learn.dls.device).train()
-    model.reset()
-    times = []
-    for b in itertools.islice(dl, n_steps):
-        start = time.time()
-        learn.loss_func(model(b[0])[0], b[1]).backward()
-        times.append(time.time()-start)
-    for p in model.parameters(): p.grad = None
-    model.reset()
-    step = sorted(times)[len(times)//2]*1.15 # the optimizer's part
-    n = max(10, int(minutes*60/step - 0.4*len(learn.dls.valid)))
-    n_epoch = max(1, round(n/len(dl)))
-    dl.max_batches = max(1, min(len(dl), n//n_epoch))
-    return n_epoch
-
 @docs
-class TimeLimit(Callback):
-    "End the fit after so many minutes"
-    order,run_valid = 90,False
+class TimeBudget(Callback):
+    "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit; for learners whose training loader is a `LMLoader`"
+    order,run_valid = STLR.order,False
     def __init__(self,
-        minutes:float, # How long to train at most
+        minutes:float, # How long to train
+        cut_frac:float=0.1, # Fraction of the time in which the rate climbs
+        ratio:float=32, # How many times smaller the lowest rate is than the peak
     ):
         store_attr()
-    def before_fit(self): self.began = time.time()
+
+    def _pct(self): return (time.time()-self.began) / (60*self.minutes)
+
+    def before_fit(self):
+        if is_fitting(self.learn): self.began,self.lr_max,self.hps = time.time(),[h['lr'] for h in self.opt.hypers],{'lr':[]}
+    def before_epoch(self):
+        if is_fitting(self.learn) and self._pct()>=1: raise CancelFitException
+    def before_batch(self):
+        pct = slanted_triangular(round(min(self._pct(), 1)*10000), 10000, self.cut_frac, self.ratio)
+        self.opt.set_hyper('lr', [lr*pct for lr in self.lr_max])
     def after_batch(self):
-        if time.time()-self.began > self.minutes*60:
-            print(f"Stopped after {self.minutes:.1f} minutes, at step {self.iter+1} of {self.n_iter} of epoch {self.epoch+1} of {self.n_epoch}")
-            raise CancelFitException
-    _docs = dict(before_fit="Start the clock", after_batch="End the fit once the time is up")
+        self.hps['lr'].append(self.opt.hypers[-1]['lr'])
+        if self._pct()>=1: self.dls.train.max_batches = self.iter+1
+    def after_fit(self):
+        if is_fitting(self.learn): self.recorder.hps,self.dls.train.max_batches = self.hps,None
+
+    _docs = dict(before_fit="Start the clock and take each group's rate as its peak", before_epoch="End the fit once the time is up",
+                 before_batch="Set the rates to where the triangle is at this time", after_batch="Let the epoch end once the time is up",
+                 after_fit="Hand the record of the rates to the `Recorder`")
+
+def _fit_minutes(learn, minutes, lr_max, wd=None, cbs=None):
+    "Fit for `minutes`: as many epochs as that takes, the last one perhaps a part"
+    dl = learn.dls.train
+    n_epoch = math.ceil(minutes*60*300_000 / (len(dl)*dl.bs*dl.seq_len)) # more than a fast GPU manages
+    learn.fit(n_epoch, lr_max, wd=wd, cbs=L(TimeBudget(minutes)) + L(cbs))
 
 # %% ../nbs/11_lm.ipynb #7dbf0aa0
 def read_corpus(
@@ -328,7 +326,7 @@ def pretrain_lm(
     max_vocab:int=20000, # Size of the vocabulary
     n_epoch:int=1, # Epochs
     minutes:float=None, # Train for about so long instead
-    lr_max:float=5e-3, # Peak learning rate of the one-cycle schedule
+    lr_max:float=5e-3, # Peak learning rate: of one cycle, or with `minutes` of a slanted triangle
     drop_mult:float=0.3, # Multiplies all dropouts
     bs:int=64, # Streams read side by side
     bptt:int=70, # Tokens in a step
@@ -345,11 +343,11 @@ def pretrain_lm(
     set_seed(seed)
     learn = lm_learner(dls, config, drop_mult, path=Path(path), **kwargs)
     began = time.time()
-    if minutes is not None: n_epoch,cbs = fit_budget(learn, minutes),L(cbs) + TimeLimit(minutes*1.2)
-    learn.fit_one_cycle(n_epoch, lr_max, moms=(.8,.7,.8), cbs=cbs)
+    if minutes is None: learn.fit_one_cycle(n_epoch, lr_max, moms=(.8,.7,.8), cbs=cbs)
+    else:               _fit_minutes(learn, minutes, lr_max, cbs=cbs)
     n_tok = len(learn.recorder.losses)*bs*bptt
     loss = learn.validate()[0]
     save_lm(learn, path, perplexity=round(math.exp(loss), 2), tokens=n_tok, minutes=round((time.time()-began)/60, 1), documents=len(texts),
-            tokens_per_second=round(n_tok/(time.time()-began)), drop_mult=drop_mult, lr_max=lr_max, epochs=n_epoch, seed=seed)
+            tokens_per_second=round(n_tok/(time.time()-began)), drop_mult=drop_mult, lr_max=lr_max, epochs=round(len(learn.recorder.losses)/len(dls.train), 2), seed=seed)
     print(f"Perplexity {math.exp(loss):.1f} on documents held out, after {n_tok/1e6:.2f} million tokens; saved to {path}")
     return learn

@@ -97,7 +97,7 @@ def _seed(self:ULMFiT):
     if self.seed is not None: set_seed(self.seed)
 
 @patch
-@delegates(finetune_lm, but=['dls','pretrained','config'])
+@delegates(finetune_lm, but=['dls','pretrained','config','backwards'])
 def fit_lm(self:ULMFiT,
     n_epoch:int=10, # Epochs
     lr_max:float=None, # Peak learning rate; default: the paper's 0.004 with `pretrained`, 0.01 from scratch

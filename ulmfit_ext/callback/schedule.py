@@ -49,7 +49,10 @@ class STLR(Callback):
 
     def before_fit(self):
         if hasattr(self.learn, 'lr_finder'): self.run = False
-        elif is_fitting(self.learn): self.lr_max,self.hps = [h['lr'] for h in self.opt.hypers],{'lr':[]}
+        elif is_fitting(self.learn):
+            self.lr_max,self.hps = [h['lr'] for h in self.opt.hypers],{'lr':[]}
+            if any('lr' in getattr(cb, 'scheds', {}) for cb in self.learn.cbs):
+                warn("STLR and another scheduler both set the learning rate: fit with `fit` or `fit_stlr`, not `fit_one_cycle` and the like")
 
     def before_batch(self):
         start,stop = _stage(self.learn)
@@ -104,5 +107,6 @@ def fit_stlr(self:Learner,
 ):
     "Fit for `n_epoch` with slanted triangular learning rates (section 3.3)"
     if not 0<=start_epoch<=n_epoch: raise ValueError(f"start_epoch is {start_epoch}: it must lie between 0 and n_epoch ({n_epoch})")
-    cbs = L(STLR(cut_frac, ratio), GroupRecorder()) + L(cbs) + (L(SkipTo(start_epoch)) if start_epoch else L())
+    cbs = L(STLR(cut_frac, ratio)) + L(cbs) + (L(SkipTo(start_epoch)) if start_epoch else L())
+    if not any(isinstance(cb, GroupRecorder) or cb is GroupRecorder for cb in self.cbs + cbs): cbs.append(GroupRecorder())
     self.fit(n_epoch, lr_max, wd=wd, cbs=cbs, reset_opt=reset_opt)

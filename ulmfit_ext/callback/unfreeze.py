@@ -105,6 +105,7 @@ def fit_gradual(self:Learner,
     "Fit with gradual unfreezing, slanted triangles and discriminative rates (section 3). Warns where `n_epoch` leaves groups frozen"
     if self.opt is None: self.create_opt()
     n_groups = len(self.opt.hypers)
+    if n_groups==1: warn("The model is one layer group, so there is nothing to unfreeze gradually: give the learner a `splitter`")
     left = unfreezing_stages(n_groups, n_epoch, epochs_per_stage)[-1].freeze_to
     if left: warn(f"{n_epoch} epochs leave the lowest {left} of {n_groups} layer groups frozen: "
                   f"{(n_groups-1)*epochs_per_stage+1} or more train them all")

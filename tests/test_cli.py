@@ -1,0 +1,367 @@
+"The command `ulmfit`, from outside: whole sessions, bad input, Ctrl-C"
+import gzip,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time
+import pandas as pd,pytest
+from typer.testing import CliRunner
+import ulmfit_ext.lm as lm
+from fastcore.docments import docments
+from ulmfit_ext import cli
+from ulmfit_ext.cli import app
+
+commands = 'train predict evaluate pretrain demo'.split()
+small = 'train {} --size tiny --lm-epochs 1 --epochs 1 --bs 16 --min-freq 1'
+
+def reviews(n=60, seed=0):
+    "Reviews whose label depends on a few of their words"
+    rng = random.Random(seed)
+    good,bad,rest = 'lovely bright funny warm'.split(),'dull flat awful grim'.split(),'the a film plot scene cast it was with and music'.split()
+    def text(y): return ' '.join(rng.choice((good if y else bad) if rng.random()<.3 else rest) for _ in range(rng.randint(5, 15)))
+    return pd.DataFrame([(text(i%2), ['neg','pos'][i%2]) for i in range(n)], columns=['text','label'])
+
+def csv(path, df):
+    df.to_csv(path, index=False)
+    return path
+
+def jsonl(path, rows):
+    path.write_text('\n'.join(json.dumps(o) for o in rows))
+    return path
+
+def run(line, *args, code=0):
+    "Run a command in this process. `{}` in `line` stand for `args`, which may hold spaces"
+    args = iter(args)
+    res = CliRunner(env=dict(COLUMNS='120', TERM='dumb')).invoke(app, [o.format(next(args)) if '{}' in o else o for o in line.split()], prog_name='ulmfit')
+    assert res.exit_code==code, res.output
+    return res
+
+def fails(line, *args, says):
+    "The command says in one line on stderr, without a traceback, what is wrong"
+    err = run(line, *args, code=1).stderr
+    assert 'Traceback' not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith('ulmfit: ') and says in last, err
+    return last
+
+@pytest.fixture(scope='module', autouse=True)
+def little_models():
+    "`--size tiny` for tests: models that take milliseconds"
+    old,lm.lm_sizes['tiny'] = lm.lm_sizes['tiny'],dict(emb_sz=8, n_hid=10, n_layers=2)
+    yield
+    lm.lm_sizes['tiny'] = old
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    "A folder with a table and what `train` made of it"
+    d = tmp_path_factory.mktemp('cli')
+    csv(d/'reviews.csv', reviews())
+    csv(d/'more.csv', reviews(20, 1))
+    run(small+' --out {} --test {} --baseline', d/'reviews.csv', d/'out', d/'more.csv')
+    return d
+
+@pytest.fixture(scope='module')
+def model(home): return home/'out'/'model'
+
+def answers(res): return pd.read_csv(io.StringIO(res.stdout))
+
+# Help and start
+
+@pytest.mark.parametrize('name', commands)
+def test_help(name):
+    "Each command says what it does, explains every option and gives an example"
+    out = run(f'{name} --help').output
+    assert '\x1b' not in out and f'ulmfit {name} ' in out.split('Example')[1]
+    words = re.sub(r'[\s│]+', ' ', out)
+    for param,doc in docments(getattr(cli, name)).items():
+        if param!='return': assert re.sub(r'\s+', ' ', doc)[:20] in words, param
+
+def test_quick_start(root):
+    "Nothing heavy is imported before a command runs, and help is there within a second"
+    code = "import sys,ulmfit_ext.cli; print([o for o in ('torch','fastai','spacy','pandas','sklearn','matplotlib') if o in sys.modules])"
+    res = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
+    assert res.stdout.strip()=='[]', res.stderr
+
+def test_version(): assert re.fullmatch(r'ulmfit \d+\.\d+\.\d+\n', run('--version').stdout)
+
+def test_no_command_shows_help(): assert 'Commands' in CliRunner().invoke(app, []).output
+
+@pytest.mark.parametrize('line', ['nonsense', 'train', 'predict m', 'predict m f.csv --sentence hi', 'train f --epochs 0', 'train f --directions up', 'train f --size huge',
+                                  'train f --pretrained x --size tiny', 'train f --valid-pct 3', 'pretrain c', 'pretrain c --out o --both --backwards', 'train f --nonsense'])
+def test_usage(line):
+    "What is wrong with the line itself: exit code 2, before anything is imported or read"
+    assert 'Usage' in run(line, code=2).stderr
+
+# A session
+
+def test_train(home):
+    "`train` leaves a model, plots and a line to type next; what it prints fits a log file"
+    assert {'confusion.png','lm_fwd.png','lm_bwd.png','classifier_fwd.png','classifier_bwd.png','model'} <= {o.name for o in (home/'out').iterdir()}
+    assert (home/'out'/'confusion.png').read_bytes().startswith(b'\x89PNG')
+    res = run(small+' --out {}', home/'reviews.csv', home/'out')
+    assert res.stdout.count('on disk')==4, 'the same line again reads what is there'
+    assert '\r' not in res.stdout and '█' not in res.stdout and '\x1b' not in res.output and 'deprecated' not in res.output
+    assert re.search(r'Validation, 12 texts\n +loss +accuracy +F1\nforward .*\nbackward .*\nboth .*\n', res.stdout)
+    assert res.stdout.splitlines()[-1]==f"ulmfit predict {home/'out'/'model'} FILE --text text"
+
+def test_test_table_and_baseline(home):
+    out = run(small+' --out {} --test {} --baseline', home/'reviews.csv', home/'out', home/'more.csv').stdout
+    assert 'Test, 20 texts' in out and len(re.findall('^TF-IDF', out, flags=re.M))==2
+
+def test_one_direction(home):
+    out = run(small+' --out {} --directions bwd --lm-epochs 0', home/'reviews.csv', home/'bwd').stdout
+    assert 'backward' in out and 'forward' not in out.lower() and 'Language model' not in out
+    assert len(answers(run('predict {} {}', home/'bwd', home/'more.csv')))==20
+
+def test_same_seed_same_model(home, tmp_path):
+    "Two runs in folders of their own give the same model"
+    a,b = [run(small+' --out {}', home/'reviews.csv', tmp_path/o).stdout.split('The model')[0] for o in 'ab']
+    assert re.sub(r'\d\d:\d\d', '', a)==re.sub(r'\d\d:\d\d', '', b)
+
+def test_predict(home, model):
+    "Stdout is a CSV and nothing else: the table, labels, confidence, probabilities"
+    res = answers(run('predict {} {}', model, home/'more.csv'))
+    assert list(res.columns)==['text','label','pred_label','confidence','neg','pos'] and res.text.tolist()==reviews(20, 1).text.tolist()
+    assert ((res.neg+res.pos-1).abs()<1e-4).all() and res.pred_label.isin(['neg','pos']).all()
+    assert answers(run('predict {} {}', home/'out', home/'more.csv')).equals(res), 'the folder that `train` was given will do'
+    assert list(answers(run('predict {} {} --text-only', model, home/'more.csv')).columns)==['text','label','confidence','neg','pos']
+    assert (answers(run('predict {} {} --quantize', model, home/'more.csv')).pos-res.pos).abs().max()<0.1
+
+def test_sentences(model):
+    res = answers(run('predict {} --sentence {} -s {}', model, 'A lovely film', 'Dull, "flat"'))
+    assert res.text.tolist()==['A lovely film', 'Dull, "flat"']
+
+@pytest.mark.parametrize('name', ['a.csv','a.tsv','a.jsonl','a.csv.gz','a.jsonl.gz','a.parquet'])
+def test_formats(home, model, tmp_path, name):
+    "Answers in each format read back as they were, and can be predicted from again"
+    from ulmfit_ext.data import read_table
+    if name.endswith('parquet'): pytest.importorskip('pyarrow')
+    run('predict {} {} --out {}', model, home/'more.csv', tmp_path/name)
+    want = answers(run('predict {} {}', model, home/'more.csv'))
+    res  = read_table(tmp_path/name)
+    assert list(res.columns)==list(want.columns) and res.pred_label.tolist()==want.pred_label.tolist() and (res.pos-want.pos).abs().max()<1e-5
+    assert [o.name for o in tmp_path.iterdir()]==[name], 'nothing else is left beside it'
+
+def test_evaluate(home, model, tmp_path):
+    res = run('evaluate {} {} --plot {}', model, home/'more.csv', tmp_path/'cm.png')
+    assert res.stdout.lstrip().startswith(f"20 texts of {home/'more.csv'}") and (tmp_path/'cm.png').stat().st_size>1000
+    acc = (answers(run('predict {} {}', model, home/'more.csv')).pred_label==reviews(20, 1).label).mean()
+    assert float(re.search(r'^both +\S+ +(\S+)', res.stdout, flags=re.M)[1])==pytest.approx(acc, abs=1e-4)
+
+def test_several_labels(tmp_path):
+    "Labels joined by --label-delim go in and come out"
+    df = reviews(60).assign(label=[['sea','hill','sea;hill',''][i%4] for i in range(60)])
+    f = csv(tmp_path/'topics.csv', df)
+    run(small+' --out {} --label-delim ;', f, tmp_path/'out')
+    run('predict {} {} --label-delim ; --out {}', tmp_path/'out', f, tmp_path/'a.csv')
+    res = pd.read_csv(tmp_path/'a.csv', keep_default_na=False)
+    assert set(res.pred_label) <= {'','sea','hill','hill;sea'}
+    assert 'both' in run('evaluate {} {} --label-delim ;', tmp_path/'out', f).stdout
+
+def test_labels_that_are_numbers(tmp_path):
+    df = reviews(40)
+    f = csv(tmp_path/'stars.csv', df.assign(label=df.label.map(dict(neg=1, pos=5))))
+    run(small+' --out {}', f, tmp_path/'out')
+    assert 'both' in run('evaluate {} {}', tmp_path/'out', f).stdout
+    assert list(answers(run('predict {} {} --text-only', tmp_path/'out', f)).columns)[-2:]==['1','5']
+
+def test_pretrain(home, tmp_path):
+    "`pretrain` makes a folder that `train` starts from, one direction at a time or both"
+    corpus = tmp_path/'corpus.txt'
+    corpus.write_text('\n\n'.join(reviews(80, 2).text))
+    line = 'pretrain {} --out {} --size tiny --bs 4 --bptt 10'
+    one = run(line, corpus, tmp_path/'lm').stdout
+    assert 'Perplexity' in one and 'It writes' in one and one.splitlines()[-1].endswith('--directions fwd')
+    fails(small.replace('--size tiny ', '')+' --out {} --pretrained {}', home/'reviews.csv', tmp_path/'out', tmp_path/'lm', says='no backward language model')
+    two = run(line+' --backwards', corpus, tmp_path/'lm').stdout
+    assert '--directions' not in two and {'fwd.png','bwd.png','fwd.safetensors','bwd.safetensors'} <= {o.name for o in (tmp_path/'lm').iterdir()}
+    out = run(small.replace('--size tiny ', '')+' --out {} --pretrained {}', home/'reviews.csv', tmp_path/'out', tmp_path/'lm').stdout
+    assert 'of the tokens' in out and 'Validation' in out
+    assert (lambda o: 'Forward' in o and 'Backward' in o)(run(line+' --both', corpus, tmp_path/'both').stdout)
+
+def test_unlabelled_and_minutes(home, tmp_path):
+    more = tmp_path/'more.txt'
+    more.write_text('\n'.join(reviews(30, 3).text))
+    out = run(small+' --out {} --unlabelled {} --minutes 0.02', home/'reviews.csv', tmp_path/'a', more).stdout
+    assert '30 unlabelled' in out
+    (tmp_path/'folder').mkdir()
+    (tmp_path/'folder'/'one.txt').write_text(more.read_text())
+    assert '1 unlabelled' in run(small+' --out {} --unlabelled {}', home/'reviews.csv', tmp_path/'b', tmp_path/'folder').stdout
+
+def test_demo(monkeypatch, tmp_path):
+    "`demo` hands its options on"
+    import ulmfit_ext.demo as demo
+    got = {}
+    monkeypatch.setattr(demo, 'run_demo', lambda **kwargs: got.update(kwargs), raising=False)
+    run('demo --labels 7 --minutes 0.5 --path {} --out {}', tmp_path, tmp_path/'o')
+    assert got==dict(labels=7, minutes=.5, path=tmp_path, out=tmp_path/'o')
+
+# Bad input
+
+def test_missing_column(home, model, tmp_path):
+    assert "--text 'text'" in fails('train {} --text texts --out {}', home/'reviews.csv', tmp_path, says="no column 'texts'")
+    assert '--label' in fails('train {} --label kind --out {}', home/'reviews.csv', tmp_path, says="no column 'kind'")
+    assert '--valid' in fails('train {} --valid held --out {}', home/'reviews.csv', tmp_path, says="no column 'held'")
+    fails('predict {} {} --text body', model, home/'more.csv', says="no column 'body'")
+    fails('evaluate {} {} --label kind', model, home/'more.csv', says="no column 'kind'")
+    fails('evaluate {} {} --text body', model, home/'more.csv', says="no column 'body'")
+
+def test_missing_file(home, model, tmp_path):
+    for line in ('train {} --out o', 'predict '+str(model)+' {}', 'evaluate '+str(model)+' {}', 'pretrain {} --out '+str(tmp_path/'lm')):
+        fails(line, tmp_path/'nothing.csv', says='nothing.csv')
+    fails('predict {} {}', tmp_path/'nothing', home/'more.csv', says='nothing')
+    fails(small+' --out {} --test {}', home/'reviews.csv', tmp_path/'o', tmp_path/'no.csv', says='no.csv')
+    fails('train {} --out {} --pretrained {}', home/'reviews.csv', tmp_path/'o', tmp_path/'no', says='not a language model')
+
+@pytest.mark.parametrize('content,says', [(b'', 'empty'), (b'\n\n', 'empty'), (b'text,label\n', 'no rows'), (b'\xff\xfe\x00text', 'UTF-8'), (b'text,label\n"open,a\n', 'text')])
+def test_empty_or_broken_file(tmp_path, model, content, says):
+    f = tmp_path/'bad.csv'
+    f.write_bytes(content)
+    if b'open' not in content: fails('predict {} {}', model, f, says=says)
+    fails('train {} --out {}', f, tmp_path/'o', says=says if b'open' not in content else '')
+
+def test_broken_gz(tmp_path, model):
+    f = tmp_path/'bad.csv.gz'
+    f.write_bytes(gzip.compress(b'text,label\n'*1000)[:-20])
+    fails('predict {} {}', model, f, says='bad.csv.gz')
+
+def test_all_empty_texts(tmp_path, model):
+    "Nothing to learn from, but something to predict"
+    f = jsonl(tmp_path/'e.jsonl', [dict(text=o, label=l) for o in ('', ' ', None) for l in ('a','b')])
+    fails('train {} --out {}', f, tmp_path/'o', says='empty')
+    assert answers(run('predict {} {}', model, f)).confidence.between(.5, 1).all()
+
+def test_texts_that_are_none_or_numbers(tmp_path, model):
+    odd = [None, float('nan'), 3, 4.5, True, '']
+    f = jsonl(tmp_path/'n.jsonl', [dict(text=o, label=l) for o in [*odd, *reviews(20).text] for l in ('a','b')])
+    res = run(small+' --out {}', f, tmp_path/'o')
+    assert 'note' in res.stderr and 'missing' in res.stderr
+    assert len(answers(run('predict {} {}', model, f)))==52
+    f = csv(tmp_path/'n.csv', pd.DataFrame(dict(text=[1.5,None,3], label=['neg','pos','neg'])))
+    assert len(answers(run('predict {} {}', model, f)))==3 and 'both' in run('evaluate {} {}', model, f).stdout
+
+def test_classes(tmp_path):
+    df = reviews(30)
+    assert '--label' in fails('train {} --out {}', csv(tmp_path/'one.csv', df.assign(label='pos')), tmp_path/'o', says='only the class')
+    fails('train {} --out {}', csv(tmp_path/'none.csv', df.assign(label=None)), tmp_path/'o', says='no label')
+    fails('train {} --out {}', csv(tmp_path/'each.csv', df.assign(label=[f'c{i}' for i in range(30)])), tmp_path/'o', says='no label occurs twice')
+    res = run(small+' --out {}', csv(tmp_path/'rare.csv', df.assign(label=['rare', *df.label[1:]])), tmp_path/'rare')
+    assert 'ulmfit: note: 1 classes have one row only (rare)' in res.stderr and '3 classes' in res.stdout
+    res = run(small+' --out {}', csv(tmp_path/'some.csv', df.assign(label=[None, None, *df.label[2:]])), tmp_path/'some')
+    assert '2 of 30 rows have no label' in res.stderr and '2 unlabelled' in res.stdout
+
+def test_labels_missing_or_unknown_when_scoring(tmp_path, model, home):
+    df = reviews(20)
+    out = run('evaluate {} {}', model, csv(tmp_path/'some.csv', df.assign(label=[None, *df.label[1:]])))
+    assert '19 texts' in out.stdout and '1 of 20 rows have no label' in out.stderr
+    other = csv(tmp_path/'other.csv', df.assign(label='meh'))
+    fails('evaluate {} {}', model, other, says="'meh'")
+    fails(small+' --out {} --test {}', home/'reviews.csv', tmp_path/'o', other, says="'meh'")
+    assert not (tmp_path/'o'/'lm').exists(), 'it is said before the training'
+
+def test_long_document(tmp_path, model):
+    "200,000 tokens, among short texts, are read in seconds"
+    rng = random.Random(0)
+    f = csv(tmp_path/'long.csv', pd.DataFrame(dict(text=['a lovely film', ' '.join(rng.choice(['film','plot','dull','the']) for _ in range(200_000)), 'dull'])))
+    began = time.time()
+    assert len(answers(run('predict {} {}', model, f)))==3
+    assert time.time()-began < 60
+
+def test_strange_text(tmp_path, model, home):
+    "Unknown words, control characters, halves of surrogate pairs, marks of the tokenizer: each is a text with an answer"
+    odd = ['zyx wvu qqq', '\x00\x01\x1b[31m\x7f', 'half \ud83d of a pair \udc00', 'whole \ud83d\ude00', 'xxbos xxpad xxunk xxmaj', '<unk>', '\u202e\u200b\ufeff', 'ß'*3000, '"', "'\n\r\n"]
+    f = jsonl(tmp_path/'odd.jsonl', [dict(text=o) for o in odd])
+    res = answers(run('predict {} {}', model, f))
+    assert len(res)==len(odd) and res.confidence.between(.5, 1).all()
+    for name in ('o.csv','o.jsonl') + (('o.parquet',) if importlib.util.find_spec('pyarrow') else ()):
+        run('predict {} {} --out {}', model, f, tmp_path/name)
+        (tmp_path/name).read_bytes().decode('utf-8', 'strict' if name!='o.parquet' else 'replace')
+    train = jsonl(tmp_path/'train.jsonl', [dict(text=o, label=l) for o in [*odd, *reviews(10).text] for l in ('a','b')])
+    run(small+' --out {}', train, tmp_path/'out')
+    assert len(answers(run('predict {} {}', tmp_path/'out', f)))==len(odd)
+
+def test_path_that_cannot_be_written(home, model, tmp_path):
+    "Below a regular file, which stops root too. It is found out before the work, and nothing is lost"
+    f = tmp_path/'file'
+    f.write_text('keep me')
+    fails(small+' --out {}', home/'reviews.csv', f/'out', says=str(f))
+    fails('predict {} {} --out {}', model, home/'more.csv', f/'a.csv', says=str(f))
+    fails('evaluate {} {} --plot {}', model, home/'more.csv', f/'a.png', says=str(f))
+    fails('pretrain {} --out {}', home/'reviews.csv', f/'lm', says=str(f))
+    assert f.read_text()=='keep me'
+
+def test_out_is_replaced_only_when_complete(home, model, tmp_path):
+    out = tmp_path/'a.csv'
+    out.write_text('old')
+    fails('predict {} {} --text body --out {}', model, home/'more.csv', out, says='body')
+    assert out.read_text()=='old'
+    fails('predict {} {} --out {}', model, home/'more.csv', tmp_path/'a.doc', says='.csv')
+    assert [o.name for o in tmp_path.iterdir()]==['a.csv']
+    run('predict {} {} --out {}', model, home/'more.csv', out)
+    assert out.read_text().startswith('text,label')
+
+def test_broken_cache(home, tmp_path):
+    "Tokens that cannot be read are made again"
+    run(small+' --out {} --epochs 1', home/'reviews.csv', tmp_path)
+    cache, = (tmp_path/'.ulmfit_cache').glob('*.npz')
+    for bad in (b'', b'nonsense', cache.read_bytes()[:500]):
+        cache.write_bytes(bad)
+        res = run(small+' --out {}', home/'reviews.csv', tmp_path)
+        assert 'note' in res.stderr and 'tokenizing again' in res.stderr and res.stdout.count('on disk')==4
+
+@pytest.mark.parametrize('name', ['fwd.safetensors', 'bwd.safetensors', 'config.json', 'vocab.json'])
+@pytest.mark.parametrize('how', ['missing', 'empty', 'cut', 'other'])
+def test_broken_model(home, model, tmp_path, name, how):
+    "A model of which any part is missing or damaged is refused, by name"
+    bad = tmp_path/'model'
+    shutil.copytree(model, bad)
+    if how=='missing': (bad/name).unlink()
+    else: (bad/name).write_bytes(dict(empty=b'', cut=(bad/name).read_bytes()[:100], other=b'{"a": 1}')[how])
+    last = fails('predict {} {}', bad, home/'more.csv', says=str(bad))
+    assert '--debug' not in last, 'an error that was foreseen'
+
+def test_broken_pieces(home, tmp_path):
+    "A finished stage that cannot be read is refused with what to do, or made again; never used"
+    run(small+' --out {}', home/'reviews.csv', tmp_path)
+    for f in ('classifier/fwd.safetensors', 'lm/fwd.safetensors', 'lm/vocab.json'):
+        good = (tmp_path/f).read_bytes()
+        (tmp_path/f).write_bytes(good[:50])
+        res = CliRunner().invoke(app, [o.format(home/'reviews.csv') for o in (small+f' --out {tmp_path}').split()])
+        assert res.exit_code==0 or (res.exit_code==1 and res.stderr.strip().splitlines()[-1].startswith('ulmfit: ') and '--debug' not in res.stderr), res.output
+        (tmp_path/f).write_bytes(good)
+
+# Errors nobody foresaw, and Ctrl-C
+
+def test_unforeseen_errors(monkeypatch, home, model):
+    "One line that names it; the traceback with --debug, or with ULMFIT_DEBUG"
+    import ulmfit_ext.export as export
+    def broken(*args, **kwargs): raise ZeroDivisionError('by nothing')
+    monkeypatch.setattr(export, 'load_ulmfit', broken)
+    assert fails('predict {} {}', model, home/'more.csv', says='ZeroDivisionError: by nothing').endswith('(--debug shows where)')
+    assert 'Traceback' in run('predict {} {} --debug', model, home/'more.csv', code=1).stderr
+    monkeypatch.setenv('ULMFIT_DEBUG', '1')
+    assert 'Traceback' in run('predict {} {}', model, home/'more.csv', code=1).stderr
+
+def test_stopped_while_predicting(monkeypatch, home, model, tmp_path):
+    import ulmfit_ext.export as export
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(export, 'load_ulmfit', stop)
+    (tmp_path/'a.csv').write_text('old')
+    assert 'Stopped' in run('predict {} {} --out {}', model, home/'more.csv', tmp_path/'a.csv', code=130).stderr
+    assert [o.read_text() for o in tmp_path.iterdir()]==['old']
+
+def test_ctrl_c(tmp_path, root):
+    "Stopped in the middle of the second language model; the same line keeps the first and goes on to the end"
+    f,out = csv(tmp_path/'reviews.csv', reviews(200)),tmp_path/'out'
+    line = [sys.executable, '-c', 'from ulmfit_ext.cli import main; main()', *small.format(f).split(), '--lm-epochs', '30', '--out', str(out)]
+    env = {**os.environ, 'PYTHONPATH':os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))}
+    p = subprocess.Popen(line, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    seen = []
+    for l in p.stdout:   # until an epoch of the second is done
+        seen.append(l)
+        if any('backward' in o for o in seen) and re.match(r'[1-9]\d* ', l): break
+    p.send_signal(signal.SIGINT)
+    rest,err = p.communicate(timeout=60)
+    assert p.returncode==130 and 'Traceback' not in err, err
+    assert err.strip().splitlines()[-1]==f'Stopped. What was finished is kept in {out}: the same line goes on from there'
+    assert not list(out.rglob('.*-????????*')), 'no half-written file is left'
+    res = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert res.returncode==0, res.stderr
+    assert res.stdout.count('on disk')==1 and 'Language model on disk, forward' in res.stdout and (out/'model'/'config.json').exists()
