@@ -176,6 +176,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'ulmfit_ext.cli.log_to': ('cli.html#log_to', 'ulmfit_ext/cli.py'),
                                 'ulmfit_ext.cli.main': ('cli.html#main', 'ulmfit_ext/cli.py'),
                                 'ulmfit_ext.cli.manners': ('cli.html#manners', 'ulmfit_ext/cli.py'),
+                                'ulmfit_ext.cli.new_file': ('cli.html#new_file', 'ulmfit_ext/cli.py'),
                                 'ulmfit_ext.cli.predict': ('cli.html#predict', 'ulmfit_ext/cli.py'),
                                 'ulmfit_ext.cli.pretrain': ('cli.html#pretrain', 'ulmfit_ext/cli.py'),
                                 'ulmfit_ext.cli.scores': ('cli.html#scores', 'ulmfit_ext/cli.py'),

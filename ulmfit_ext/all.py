@@ -19,4 +19,4 @@ from .export import *
 from .pipeline import *
 
 # %% ../nbs/19_all.ipynb #8f9141ec
-__all__ = [o for o in globals() if not o.startswith('_')]
+__all__ = [o for o in list(globals()) if not o.startswith('_')]

@@ -109,6 +109,7 @@ def fit_lm(self:ULMFiT,
     if lr_max is None: lr_max = 0.01 if self.pretrained is None else 0.004
     self.lm_key = _key(self.data_key, str(self.pretrained), lm_size(self.config), n_epoch, lr_max, drop_mult, minutes, kwargs)
     for side in self.sides:
+        self._seed()   # before the loaders are made: they draw theirs from it
         dls = self._dls('lm', side)
         if self._done('lm', side, self.lm_key):
             self._say("Language model on disk", side)
@@ -116,11 +117,10 @@ def fit_lm(self:ULMFiT,
             continue
         self._say("Language model", side)
         self._clear_other('lm', self.lm_key)
-        self._seed()
         learn = finetune_lm(dls, self.pretrained, self.config, n_epoch, lr_max, drop_mult=drop_mult, minutes=minutes, **kwargs)
         save_lm(learn, self.path/'lm', pretrained=str(self.pretrained), losses=[list(map(float, o)) for o in learn.recorder.values])
-        self._plot(learn, self.path/f'lm_{side}.png')
         self._mark('lm', side, self.lm_key)
+        self._plot(learn, self.path/f'lm_{side}.png')
         self.lms[side] = learn
     return self
 
@@ -149,6 +149,7 @@ def fit_classifier(self:ULMFiT,
     "Stage three: train the classifier of each direction with `fit_gradual`. What is on disk already is read"
     clas_key = _key(self.data_key, self.lm_key, str(self.pretrained), lm_size(self.config), self.bptt, n_epoch, lr_max, factor, epochs_per_stage, wd, kwargs)
     for side in self.sides:
+        self._seed()
         kw = dict(kwargs) if self.pretrained is not None or side in self.lms else {**kwargs, 'config': {**lm_size(self.config), **kwargs.get('config', {})}}
         learn = ulmfit_classifier(self._dls('clas', side), encoder=self.lms.get(side, self.pretrained), bptt=self.bptt, path=self.path, **kw)
         self.learns[side] = learn
@@ -159,12 +160,11 @@ def fit_classifier(self:ULMFiT,
             continue
         self._say("Classifier", side)
         self._clear_other('classifier', clas_key)
-        self._seed()
         learn.fit_gradual(n_epoch, lr_max, factor, epochs_per_stage=epochs_per_stage, cbs=cbs, wd=wd)
         make_dir(self.path/'classifier')
         save_weights(learn.model, self.path/'classifier'/f'{side}.safetensors')
-        self._plot(learn, self.path/f'classifier_{side}.png')
         self._mark('classifier', side, clas_key)
+        self._plot(learn, self.path/f'classifier_{side}.png')
     self.save()
     return self
 
