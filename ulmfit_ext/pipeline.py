@@ -13,7 +13,7 @@ from .lm import *
 from .classifier import *
 from .ensemble import *
 from .export import *
-import hashlib
+import hashlib,shutil,warnings
 
 # %% ../nbs/16_pipeline.ipynb #bde5f167
 _sides = {'both': ('fwd','bwd'), 'fwd': ('fwd',), 'bwd': ('bwd',)}
@@ -21,7 +21,12 @@ _names = dict(fwd='forward', bwd='backward')
 
 def _key(*parts):
     "A short name for settings: other settings, another name"
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=lambda o: getattr(o, '__name__', type(o).__name__)).encode()).hexdigest()[:12]
+
+def _fingerprint(pretrained, sides):
+    "What the weights in the folder `pretrained` are, not just where"
+    if pretrained is None or str(pretrained)=='wt103': return str(pretrained)
+    return [hashlib.sha256((Path(pretrained)/f'{side}.safetensors').read_bytes()).hexdigest() for side in sides]
 
 def _data_key(dls):
     "A short name for all that is learned from: tokens, vocabulary, split and labels"
@@ -44,7 +49,7 @@ class ULMFiT:
         store_attr(but='path')
         self.path,self.sides,self.lms,self.learns = Path(path),_sides[directions],{},{}
         make_dir(self.path)
-        self.data_key,self.lm_key = _data_key(dls),None
+        self.base_key,self.lm_key = _key(_data_key(dls), _fingerprint(pretrained, self.sides), lm_size(config), seed),None
 
     @classmethod
     @delegates(ulmfit_dls, but=['df','path','seed'])
@@ -72,10 +77,27 @@ def _say(self:ULMFiT, what, side): print(f"{what}, {_names[side]}")
 def _dls(self:ULMFiT, kind, side): return getattr(self.dls, f'{kind}_{side}')
 
 @patch
-def _done(self:ULMFiT, folder, side, key):
-    "Is the piece for `side` in `folder`, made with the settings of `key`?"
-    f = self.path/folder/f'{side}.key'
-    return f.exists() and f.read_text()==key
+def _read_piece(self:ULMFiT, what, side, key, folder, read):
+    "What `read` makes of the piece for `side` in `folder`, if that was made with the settings of `key`; None where it has to be trained"
+    d,damaged = self.path/folder,False
+    keys = {f.stem: f.read_text() for f in d.glob('*.key')}
+    if keys.get(side)==key:
+        try:
+            res = read()
+            self._say(f'{what} on disk', side)
+            return res
+        except UlmfitError as e: damaged = warn(f'{e}. It is trained again') or True
+    unknown = not keys and any(d.glob('*.safetensors')) # stopped before it was marked as done
+    if damaged or unknown or set(keys.values())-{key}: self._put_aside(d)
+    self._say(what, side)
+
+@patch
+def _put_aside(self:ULMFiT, d):
+    "Rename the folder `d` of pieces that are damaged or were made with other settings"
+    old = d.with_name(f'{d.name}.old')
+    shutil.rmtree(old, ignore_errors=True)
+    d.rename(old)
+    print(f"Other settings or damaged: what was in {d} is now in {old}")
 
 @patch
 def _mark(self:ULMFiT, folder, side, key):
@@ -107,32 +129,19 @@ def fit_lm(self:ULMFiT,
 ) -> 'ULMFiT': # Itself
     "Stage two: fine-tune the language model of each direction on all the text. What is on disk already is read"
     if lr_max is None: lr_max = 0.01 if self.pretrained is None else 0.004
-    self.lm_key = _key(self.data_key, str(self.pretrained), lm_size(self.config), n_epoch, lr_max, drop_mult, minutes, kwargs)
+    self.lm_key = _key(self.base_key, n_epoch, lr_max, drop_mult, minutes, kwargs)
     for side in self.sides:
         self._seed()   # before the loaders are made: they draw theirs from it
         dls = self._dls('lm', side)
-        if self._done('lm', side, self.lm_key):
-            self._say("Language model on disk", side)
-            self.lms[side] = lm_learner(dls, self.config, drop_mult, self.path/'lm', verbose=False)
-            continue
-        self._say("Language model", side)
-        self._clear_other('lm', self.lm_key)
-        learn = finetune_lm(dls, self.pretrained, self.config, n_epoch, lr_max, drop_mult=drop_mult, minutes=minutes, **kwargs)
-        save_lm(learn, self.path/'lm', pretrained=str(self.pretrained), losses=[list(map(float, o)) for o in learn.recorder.values])
-        self._mark('lm', side, self.lm_key)
-        self._plot(learn, self.path/f'lm_{side}.png')
+        def _read(): return lm_learner(dls, self.config, drop_mult, self.path/'lm', verbose=False)
+        learn = self._read_piece('Language model', side, self.lm_key, 'lm', _read)
+        if learn is None:
+            learn = finetune_lm(dls, self.pretrained, self.config, n_epoch, lr_max, drop_mult=drop_mult, minutes=minutes, **kwargs)
+            save_lm(learn, self.path/'lm', pretrained=str(self.pretrained), losses=[list(map(float, o)) for o in learn.recorder.values])
+            self._mark('lm', side, self.lm_key)
+            self._plot(learn, self.path/f'lm_{side}.png')
         self.lms[side] = learn
     return self
-
-@patch
-def _clear_other(self:ULMFiT, folder, key):
-    "Put aside the pieces in `folder` that were made with other settings"
-    d = self.path/folder
-    if any(f.read_text()!=key for f in d.glob('*.key')):
-        old = self.path/f'{folder}.old'
-        shutil.rmtree(old, ignore_errors=True)
-        d.rename(old)
-        print(f"Settings have changed: what was in {d} is now in {old}")
 
 # %% ../nbs/16_pipeline.ipynb #f14f9f27
 @patch
@@ -147,24 +156,24 @@ def fit_classifier(self:ULMFiT,
     **kwargs
 ) -> 'ULMFiT': # Itself
     "Stage three: train the classifier of each direction with `fit_gradual`. What is on disk already is read"
-    clas_key = _key(self.data_key, self.lm_key, str(self.pretrained), lm_size(self.config), self.bptt, n_epoch, lr_max, factor, epochs_per_stage, wd, kwargs)
+    key = _key(self.base_key, self.lm_key, self.bptt, n_epoch, lr_max, factor, epochs_per_stage, wd, kwargs)
     for side in self.sides:
         self._seed()
-        kw = dict(kwargs) if self.pretrained is not None or side in self.lms else {**kwargs, 'config': {**lm_size(self.config), **kwargs.get('config', {})}}
-        learn = ulmfit_classifier(self._dls('clas', side), encoder=self.lms.get(side, self.pretrained), bptt=self.bptt, path=self.path, **kw)
-        self.learns[side] = learn
-        if self._done('classifier', side, clas_key):
-            self._say("Classifier on disk", side)
-            load_weights(learn.model, read_weights(self.path/'classifier'/f'{side}.safetensors'))
+        encoder = self.lms.get(side, self.pretrained)
+        kw = kwargs if encoder is not None else {**kwargs, 'config': {**lm_size(self.config), **(kwargs.get('config') or {})}}
+        learn = ulmfit_classifier(self._dls('clas', side), encoder=encoder, bptt=self.bptt, path=self.path, **kw)
+        file = self.path/'classifier'/f'{side}.safetensors'
+        def _read():
+            load_weights(learn.model, read_weights(file), f'the weights in {file}')
             learn.unfreeze()
-            continue
-        self._say("Classifier", side)
-        self._clear_other('classifier', clas_key)
-        learn.fit_gradual(n_epoch, lr_max, factor, epochs_per_stage=epochs_per_stage, cbs=cbs, wd=wd)
-        make_dir(self.path/'classifier')
-        save_weights(learn.model, self.path/'classifier'/f'{side}.safetensors')
-        self._mark('classifier', side, clas_key)
-        self._plot(learn, self.path/f'classifier_{side}.png')
+            return learn
+        if self._read_piece('Classifier', side, key, 'classifier', _read) is None:
+            learn.fit_gradual(n_epoch, lr_max, factor, epochs_per_stage=epochs_per_stage, cbs=cbs, wd=wd)
+            make_dir(file.parent)
+            save_weights(learn.model, file)
+            self._mark('classifier', side, key)
+            self._plot(learn, self.path/f'classifier_{side}.png')
+        self.learns[side] = learn
     self.save()
     return self
 
