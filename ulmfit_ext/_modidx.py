@@ -425,6 +425,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'ulmfit_ext.lm.save_weights': ('lm.html#save_weights', 'ulmfit_ext/lm.py')},
             'ulmfit_ext.pipeline': { 'ulmfit_ext.pipeline.ULMFiT': ('pipeline.html#ulmfit', 'ulmfit_ext/pipeline.py'),
                                      'ulmfit_ext.pipeline.ULMFiT.__init__': ('pipeline.html#ulmfit.__init__', 'ulmfit_ext/pipeline.py'),
+                                     'ulmfit_ext.pipeline.ULMFiT.__repr__': ('pipeline.html#ulmfit.__repr__', 'ulmfit_ext/pipeline.py'),
                                      'ulmfit_ext.pipeline.ULMFiT._dls': ('pipeline.html#ulmfit._dls', 'ulmfit_ext/pipeline.py'),
                                      'ulmfit_ext.pipeline.ULMFiT._mark': ('pipeline.html#ulmfit._mark', 'ulmfit_ext/pipeline.py'),
                                      'ulmfit_ext.pipeline.ULMFiT._plot': ('pipeline.html#ulmfit._plot', 'ulmfit_ext/pipeline.py'),

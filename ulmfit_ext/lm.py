@@ -196,7 +196,7 @@ def lm_learner(
     learn = language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **sizes}, drop_mult=drop_mult, pretrained=False, **kwargs)
     if wgts is None: return learn
     load_weights(learn.model, match_vocab(wgts, old_vocab, text_vocab(dls)), f'the weights in {pretrained}')
-    if verbose: print(f"{coverage(dls, old_vocab):.1%} of the tokens of the text are in the vocabulary of {pretrained}")
+    if verbose: print(f"{coverage(dls, old_vocab):.1%} of the tokens of the text are in the vocabulary of {Path(pretrained).name}")
     return learn
 
 # %% ../nbs/11_lm.ipynb #333f7293

@@ -51,6 +51,8 @@ class ULMFiT:
         make_dir(self.path)
         self.base_key,self.lm_key = _key(_data_key(dls), _fingerprint(pretrained, self.sides), lm_size(config), seed),None
 
+    def __repr__(self): return f"ULMFiT in {self.path}: {', '.join(f'{_names[s]} {k}' for k,d in (('language model', self.lms), ('classifier', self.learns)) for s in d) or 'nothing trained yet'}"
+
     @classmethod
     @delegates(ulmfit_dls, but=['df','path','seed'])
     def from_df(cls,
