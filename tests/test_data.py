@@ -497,7 +497,7 @@ def test_language_model_learner(dls, tmp_path):
         with l.no_bar(), l.no_logging():
             l.fit(1); l.validate()
             out = l.predict('The cat', 3)
-        assert isinstance(out, str) and len(out.split()) >= 3
+        assert isinstance(out, str) and {'the','cat'} <= set(out.lower().split())   # the backward model gives them in its own order
         o.show_batch(max_n=2)
         l.export('lm.pkl')
         with l.no_bar(): assert isinstance(load_learner(tmp_path/'lm.pkl').predict('The cat', 2, no_bar=True), str)
