@@ -205,8 +205,13 @@ def test_bpt3c_regularizes(tmp_path):
 def test_bpt3c_twice(tmp_path):
     learn = text(tmp_path, cbs=BPT3C(10))
     enc = learn.model[0]
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01, cbs=BPT3C(7))
+    class Look(Callback):
+        order,run_valid = 99,False
+        def after_loss(self): self.extra,self.want = (self.loss_grad-self.loss).item(),(2*self.rnn.out+self.rnn.raw_out).item()
+    look = Look()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01, cbs=[BPT3C(7), look])
     assert learn.model[0] is enc
+    assert look.extra==pytest.approx(look.want, rel=1e-3)                      # regularised once, not twice
 
 def test_plot_groups_needs_a_record(tmp_path):
     learn = synthetic(tmp_path)

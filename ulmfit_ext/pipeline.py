@@ -41,7 +41,7 @@ class ULMFiT:
         path='ulmfit', # Folder for everything that is made
         pretrained=None, # Folder of a language model, 'wt103' for fastai's WikiText-103 weights, None: no stage one
         directions:str='both', # 'both', 'fwd' or 'bwd'
-        config:str|dict='paper', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
+        config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
         bptt:int=70, # Tokens in a chunk of the classifier
         seed:int=None, # Random numbers of training; None: not set
     ):
@@ -60,7 +60,7 @@ class ULMFiT:
         path='ulmfit', # Folder for everything that is made
         pretrained=None, # Folder of a language model, 'wt103' for fastai's WikiText-103 weights, None: no stage one
         directions:str='both', # 'both', 'fwd' or 'bwd'
-        config:str|dict='paper', # Sizes of the model where `pretrained` is None
+        config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
         bptt:int=70, # Tokens in a chunk
         seed:int=42, # The split, and the random numbers of training
         **kwargs

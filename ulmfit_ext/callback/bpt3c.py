@@ -219,6 +219,7 @@ class BPT3C(Callback):
         self.__dict__['_own'] = enc,head
         model[0] = ChunkedEncoder(awd, self.bptt, self.max_len, self.checkpoint, getattr(enc, 'pad_idx', 1)).train(enc.training)
         model[1] = PooledClassifier(head.layers).train(head.training)
+        self.__dict__['_encoder'] = model[0]
 
     def _give_back(self):
         model = get_model(self.learn.model)
@@ -231,6 +232,7 @@ class BPT3C(Callback):
 
     def after_loss(self):
         if not self.training or not hasattr(self.learn, 'rnn') or self.rnn.out is None: return
+        if get_model(self.learn.model)[0] is not self._encoder: return # another BPT3C has taken over for this fit
         for cb in self._regularizers(): self.learn.loss_grad = self.loss_grad + cb.alpha*self.rnn.out + cb.beta*self.rnn.raw_out
 
     _docs = dict(before_batch="Rest `RNNRegularizer`: there is no tensor of all outputs for it",
