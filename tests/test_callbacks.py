@@ -217,3 +217,57 @@ def test_plot_groups_needs_a_record(tmp_path):
     learn = synthetic(tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     with pytest.raises(ValueError, match='GroupRecorder'): learn.recorder.plot_groups()
+
+def test_resume_with_a_progress_bar(tmp_path, capsys):
+    synthetic(tmp_path).fit_gradual(4, 0.01, start_epoch=2)
+    assert len(capsys.readouterr().out)>0
+
+class Boom(Callback):
+    run_valid = False
+    def before_batch(self): raise RuntimeError('boom')
+
+def test_after_an_interrupted_lr_find(tmp_path):
+    learn = synthetic(tmp_path, cbs=[STLR(), GradualUnfreezing()])
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(RuntimeError), learn.added_cbs(Boom()): learn.lr_find(show_plot=False)
+        learn.fit(4, 0.01, cbs=GroupRecorder())
+    assert not learn.recorder.groups[0][1][0] and min(learn.recorder.hps['lr'])<0.01
+
+def test_after_an_interrupted_bpt3c(tmp_path):
+    learn = text(tmp_path, alpha=2., beta=1.)
+    class Boom2(Callback):
+        run_valid = False
+        def after_batch(self): raise RuntimeError('boom')
+    class Look(Callback):
+        order,run_valid,extra = 99,False,0.
+        def after_loss(self): self.extra += (self.loss_grad-self.loss).item()
+    look = Look()
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(RuntimeError): learn.fit(1, 0.01, cbs=[BPT3C(7), Boom2()])
+        learn.fit(1, 0.01, cbs=look)
+    assert look.extra>0
+
+@pytest.mark.parametrize('first', [0,1])
+def test_two_bpt3c_removed_in_any_order(tmp_path, first):
+    learn = text(tmp_path)
+    own,cbs = list(learn.model),[BPT3C(5), BPT3C(6)]
+    learn.add_cbs(cbs)
+    for i in (first, 1-first):
+        learn.remove_cb(cbs[i])
+        if i==first: assert learn.model[0].bptt==(6,5)[i]
+    assert learn.model[0] is own[0] and learn.model[1] is own[1]
+
+def test_without_a_recorder(tmp_path):
+    learn = synthetic(tmp_path)
+    learn.remove_cbs([Recorder, ProgressCallback])
+    learn.fit_gradual(3, 0.01)
+
+def test_frozen_does_not_move_under_lookahead(tmp_path):
+    learn = synthetic(tmp_path, opt_func=ranger, wd=0.1)
+    seen = []
+    class Look(Callback):
+        def after_train(self): seen.append(self.learn.model[0].weight.detach().clone())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.01)
+        learn.fit(4, 0.01, cbs=[ChainThaw(), Look()])
+    assert torch.equal(seen[1], seen[2])                                       # stages: last; first; middle; all

@@ -165,6 +165,11 @@ def _plain_column(s, sep):
         return o.encode('utf-16','surrogatepass').decode('utf-16','replace') if isinstance(o, str) else o
     return s.map(_fix) if s.dtype.kind not in 'biufM' else s
 
+def _one_type(s):
+    "Column `s` as strings where it holds strings among other things, which Parquet does not"
+    kinds = {type(o) for o in s.dropna()} if s.dtype==object else set()
+    return s if len(kinds)<2 or str not in kinds else s.map(lambda o: str(o), na_action='ignore')
+
 def write_table(
     df, # Table to write
     path, # Path or open text file
@@ -176,7 +181,7 @@ def write_table(
     sep = label_delim if fmt in ('.csv','.tsv') else None
     df  = df.apply(_plain_column, args=(sep,)) if len(df) else df
     zipped = dict(compression='gzip' if gz else None)
-    if   fmt=='.parquet': df.to_parquet(path, index=False)
+    if   fmt=='.parquet': df.apply(_one_type).to_parquet(path, index=False)
     elif fmt=='.jsonl':   df.to_json(path, orient='records', lines=True, force_ascii=False, **zipped)
     else:                 df.to_csv(path, index=False, sep='\t' if fmt=='.tsv' else ',', encoding='utf-8', lineterminator='\n', **zipped)
 
@@ -220,11 +225,13 @@ def _labelled(df, label):
 def _baseline(dls, df, tests, text, label):
     "Accuracy and F1 of TF-IDF and logistic regression on the validation texts and on those of `tests`"
     from sklearn.metrics import f1_score
+    from ulmfit_ext.data import _as_text,_label_name
     from ulmfit_ext.demo import tfidf_baseline
     parts = [df.iloc[dls.valid_idx], tests]
-    texts,labels = [[list(o[c].astype(str)) for o in parts if o is not None] for c in (text,label)]
+    read = {text: _as_text, label: _label_name} # as the classifier reads them
+    texts,labels = [[[read[c](v) for v in o[c]] for o in parts if o is not None] for c in (text,label)]
     train = df.iloc[dls.train_idx]
-    _,preds = tfidf_baseline(train[text].astype(str), train[label].astype(str), sum(texts, []), sum(labels, []))
+    _,preds = tfidf_baseline([_as_text(v) for v in train[text]], [_label_name(v) for v in train[label]], sum(texts, []), sum(labels, []))
     preds = preds[:len(labels[0])],preds[len(labels[0]):]
     return [dict(accuracy=sum(a==b for a,b in zip(p, y))/len(y), F1=f1_score(y, p, average='macro')) for p,y in zip(preds, labels)]
 
@@ -341,9 +348,10 @@ def evaluate(
 ):
     "Compare a model's answers with the labels of a table: forward, backward and both together."
     with (new_file(plot) if plot else nullcontext()) as tmp, log_to(sys.stderr):
-        from ulmfit_ext.data import read_table
+        from ulmfit_ext.data import UlmfitError,read_table
         ens,df = _load(model, quantize),_labelled(read_table(file), label)
         cols = dict(text_col=text, label_col=label)
+        if plot and ens.multi: raise UlmfitError('A text can have several labels here, so there is no confusion matrix: leave --plot out')
         res = scores(ens, df, label_delim=label_delim, **cols)
         if plot: _save_png(ens.plot_confusion_matrix(df=df, **cols), tmp)
     _show(res, f'{len(df):,} texts of {file}')
@@ -365,7 +373,7 @@ def _sample(learn, backwards, n_words=30):
 # %% ../nbs/18_cli.ipynb #b7051b88
 @command('ulmfit pretrain articles/ --out german --lang de --both --minutes 60',
          'ulmfit pretrain corpus.jsonl.gz --out law --text body --vocab 30000',
-         stopped='A direction that was finished is kept in {out}; one that was not starts anew',
+         stopped='A direction that was finished is kept in {out}; --backwards trains the other one',
          Corpus='text docs lang vocab', Model='out backwards both size', Training='epochs minutes lr bs bptt seed')
 def pretrain(
     corpus:Path, # Folder of .txt files, a .txt file with empty lines between documents, or a table; may be gzip'd

@@ -13,7 +13,7 @@ from fastai.text.models.core import _model_meta
 from .callback.groups import *
 from .callback.schedule import *
 from .data import *
-import gzip,itertools,math,pickle,time
+import gzip,math,pickle,time,zlib
 from safetensors import SafetensorError
 from safetensors.torch import save,load_file
 
@@ -88,21 +88,27 @@ def save_lm(
     **about, # Facts for the model card in `config.json`: anything JSON holds
 ) -> Path: # The folder
     "Save a language model as a folder of safetensors and JSON. Raises `UlmfitError` if it holds a model of another vocabulary or size"
-    path,dls,awd = Path(path),learn.dls,get_model(learn.model)[0]
-    vocab,cfg_file = list(text_vocab(dls)),path/'config.json'
-    cfg = dict(format=1, kind='ulmfit_ext language model', sizes=dict(emb_sz=awd.emb_sz, n_hid=awd.n_hid, n_layers=awd.n_layers),
-               processor={k:v for k,v in dls.processor.to_dict().items() if k!='vocab'} if hasattr(dls, 'processor') else None, directions={})
-    if cfg_file.exists():
-        _,old_vocab,old = _read_lm_folder(path)
-        if old_vocab!=vocab or old['sizes']!=cfg['sizes']:
-            raise UlmfitError(f"{path} holds a language model of another vocabulary or size: save this one to another folder")
-        cfg['directions'] = old['directions']
+    path,dls = Path(path),learn.dls
+    vocab,sizes = list(text_vocab(dls)),_sizes(learn)
+    cfg = dict(format=1, kind='ulmfit_ext language model', sizes=sizes, directions=_check_folder(path, vocab, sizes),
+               processor={k:v for k,v in dls.processor.to_dict().items() if k!='vocab'} if hasattr(dls, 'processor') else None)
     cfg['directions'][direction(dls)] = about
     make_dir(path)
     save_weights(learn.model, path/f'{_short(is_backwards(dls))}.safetensors', half)
     with atomic_write(path/'vocab.json') as tmp: tmp.write_text(json.dumps(vocab), encoding='utf-8')
-    with atomic_write(cfg_file) as tmp: tmp.write_text(json.dumps(cfg, indent=1), encoding='utf-8')
+    with atomic_write(path/'config.json') as tmp: tmp.write_text(json.dumps(cfg, indent=1), encoding='utf-8')
     return path
+
+def _sizes(learn):
+    awd = get_model(learn.model)[0]
+    return dict(emb_sz=awd.emb_sz, n_hid=awd.n_hid, n_layers=awd.n_layers)
+
+def _check_folder(path, vocab, sizes):
+    "What `path` says of the directions it holds; an error if they are of another vocabulary or size"
+    if not (path/'config.json').exists(): return {}
+    _,old_vocab,old = _read_lm_folder(path)
+    if old_vocab==vocab and old['sizes']==sizes: return old['directions']
+    raise UlmfitError(f"{path} holds a language model of another vocabulary or size: choose another folder for this one")
 
 def make_dir(path):
     "Make the folder `path`. Raises `UlmfitError` where that is not possible"
@@ -160,6 +166,8 @@ def load_lm(
         if not file.exists(): raise UlmfitError(f"{path} holds no {'backward' if backwards else 'forward'} language model: pretrain that direction too")
         wgts = read_weights(file)
     w_hh = [k for k in wgts if 'weight_hh' in k]
+    if not w_hh or '0.encoder.weight' not in wgts or len(wgts['0.encoder.weight'])!=len(vocab):
+        raise UlmfitError(f"The weights in {path} are not those of a language model with its vocabulary of {len(vocab):,} words: make it again")
     return wgts,vocab,dict(emb_sz=wgts['0.encoder.weight'].shape[1], n_hid=wgts[w_hh[0]].shape[1], n_layers=len(w_hh))
 
 # %% ../nbs/11_lm.ipynb #72d1e84c
@@ -287,12 +295,14 @@ def read_corpus(
         if path.is_dir(): texts = [_read_text(f) for f in sorted(path.rglob('*')) if f.is_file() and _is_text(f)][:max_docs]
         else: texts = re.split(r'\n\s*\n', _read_text(path))
     texts = [o for o in texts if str(o).strip()][:max_docs]
-    if not texts: raise UlmfitError(f"The corpus {corpus if isinstance(corpus, (str,Path)) else ''} has no text in it")
+    if not texts: raise UlmfitError(f"The corpus {corpus if isinstance(corpus, (str,Path)) else ''} has no text in it (of a folder, the .txt and .txt.gz files are read)")
     return texts
 
 def _is_text(path): return path.is_dir() or not path.exists() or path.name.removesuffix('.gz').endswith('.txt')
 def _read_text(path):
-    with (gzip.open if path.suffix=='.gz' else open)(path, 'rt', encoding='utf-8', errors='replace') as f: return f.read()
+    try:
+        with (gzip.open if path.suffix=='.gz' else open)(path, 'rt', encoding='utf-8', errors='replace') as f: return f.read()
+    except (OSError, EOFError, zlib.error) as e: raise UlmfitError(f"{path} cannot be read ({e}): is the file whole?") from None
 
 # %% ../nbs/11_lm.ipynb #2fa1d85c
 def corpus_dls(
@@ -342,6 +352,7 @@ def pretrain_lm(
     dls = corpus_dls(texts, path, lang, max_vocab, 3, backwards, bs, bptt, valid_pct, seed)
     set_seed(seed)
     learn = lm_learner(dls, config, drop_mult, path=Path(path), **kwargs)
+    _check_folder(Path(path), list(text_vocab(dls)), _sizes(learn)) # better now than after the training
     began = time.time()
     if minutes is None: learn.fit_one_cycle(n_epoch, lr_max, moms=(.8,.7,.8), cbs=cbs)
     else:               _fit_minutes(learn, minutes, lr_max, cbs=cbs)

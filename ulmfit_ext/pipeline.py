@@ -23,10 +23,10 @@ def _key(*parts):
     "A short name for settings: other settings, another name"
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=lambda o: getattr(o, '__name__', type(o).__name__)).encode()).hexdigest()[:12]
 
-def _fingerprint(pretrained, sides):
-    "What the weights in the folder `pretrained` are, not just where"
+def _fingerprint(pretrained, side):
+    "What the weights for `side` in the folder `pretrained` are, not just where"
     if pretrained is None or str(pretrained)=='wt103': return str(pretrained)
-    return [hashlib.sha256((Path(pretrained)/f'{side}.safetensors').read_bytes()).hexdigest() for side in sides]
+    return hashlib.sha256((Path(pretrained)/f'{side}.safetensors').read_bytes()).hexdigest()
 
 def _data_key(dls):
     "A short name for all that is learned from: tokens, vocabulary, split and labels"
@@ -49,9 +49,10 @@ class ULMFiT:
         store_attr(but='path')
         self.path,self.sides,self.lms,self.learns = Path(path),_sides[directions],{},{}
         make_dir(self.path)
-        self.base_key,self.lm_key = _key(_data_key(dls), _fingerprint(pretrained, self.sides), lm_size(config), seed),None
+        self.lm_done,self._pair = {},None
+        self.base = {s: _key(_data_key(dls), _fingerprint(pretrained, s), lm_size(config), seed) for s in self.sides}
 
-    def __repr__(self): return f"ULMFiT in {self.path}: {', '.join(f'{_names[s]} {k}' for k,d in (('language model', self.lms), ('classifier', self.learns)) for s in d) or 'nothing trained yet'}"
+    def __repr__(self): return f"ULMFiT in {self.path}: {', '.join(f'{_names[s]} {k}' for k,d in (('language model', self.lms), ('classifier', self.learns)) for s in d) or 'nothing trained yet' if self.sides else self._pair}"
 
     @classmethod
     @delegates(ulmfit_dls, but=['df','path','seed'])
@@ -79,31 +80,15 @@ def _say(self:ULMFiT, what, side): print(f"{what}, {_names[side]}")
 def _dls(self:ULMFiT, kind, side): return getattr(self.dls, f'{kind}_{side}')
 
 @patch
-def _read_piece(self:ULMFiT, what, side, key, folder, read):
-    "What `read` makes of the piece for `side` in `folder`, if that was made with the settings of `key`; None where it has to be trained"
-    d,damaged = self.path/folder,False
-    keys = {f.stem: f.read_text() for f in d.glob('*.key')}
-    if keys.get(side)==key:
+def _from_disk(self:ULMFiT, what, side, file, read):
+    "What `read` makes of a finished piece, of which `file` was written last; None where it has to be trained"
+    if file.exists():
         try:
             res = read()
             self._say(f'{what} on disk', side)
             return res
-        except UlmfitError as e: damaged = warn(f'{e}. It is trained again') or True
-    unknown = not keys and any(d.glob('*.safetensors')) # stopped before it was marked as done
-    if damaged or unknown or set(keys.values())-{key}: self._put_aside(d)
+        except UlmfitError as e: warn(f'{e}. It is trained again')
     self._say(what, side)
-
-@patch
-def _put_aside(self:ULMFiT, d):
-    "Rename the folder `d` of pieces that are damaged or were made with other settings"
-    old = d.with_name(f'{d.name}.old')
-    shutil.rmtree(old, ignore_errors=True)
-    d.rename(old)
-    print(f"Other settings or damaged: what was in {d} is now in {old}")
-
-@patch
-def _mark(self:ULMFiT, folder, side, key):
-    with atomic_write(self.path/folder/f'{side}.key') as tmp: tmp.write_text(key)
 
 @patch
 def _plot(self:ULMFiT, learn, file):
@@ -115,6 +100,10 @@ def _plot(self:ULMFiT, learn, file):
         except Exception: pass
         with atomic_write(file) as tmp: fig.savefig(tmp, format='png', dpi=110)
         plt.close(fig)
+
+@patch
+def _can_train(self:ULMFiT):
+    if not self.sides: raise UlmfitError("This model was read to predict and validate with: to train, make it from its data with `ULMFiT.from_df`")
 
 @patch
 def _seed(self:ULMFiT):
@@ -130,19 +119,20 @@ def fit_lm(self:ULMFiT,
     **kwargs
 ) -> 'ULMFiT': # Itself
     "Stage two: fine-tune the language model of each direction on all the text. What is on disk already is read"
+    self._can_train()
     if lr_max is None: lr_max = 0.01 if self.pretrained is None else 0.004
-    self.lm_key = _key(self.base_key, n_epoch, lr_max, drop_mult, minutes, kwargs)
     for side in self.sides:
         self._seed()   # before the loaders are made: they draw theirs from it
         dls = self._dls('lm', side)
-        def _read(): return lm_learner(dls, self.config, drop_mult, self.path/'lm', verbose=False)
-        learn = self._read_piece('Language model', side, self.lm_key, 'lm', _read)
+        folder = self.path/'lm'/f"{side}-{self.base[side]}-{_key(n_epoch, lr_max, drop_mult, minutes, kwargs)}"
+        def _read(): return lm_learner(dls, self.config, drop_mult, folder, verbose=False)
+        learn = self._from_disk('Language model', side, folder/'config.json', _read)
         if learn is None:
             learn = finetune_lm(dls, self.pretrained, self.config, n_epoch, lr_max, drop_mult=drop_mult, minutes=minutes, **kwargs)
-            save_lm(learn, self.path/'lm', pretrained=str(self.pretrained), losses=[list(map(float, o)) for o in learn.recorder.values])
-            self._mark('lm', side, self.lm_key)
+            shutil.rmtree(folder, ignore_errors=True) # what was damaged
+            save_lm(learn, folder, pretrained=str(self.pretrained), losses=[list(map(float, o)) for o in learn.recorder.values])
             self._plot(learn, self.path/f'lm_{side}.png')
-        self.lms[side] = learn
+        self.lms[side],self.lm_done[side] = learn,folder.name
     return self
 
 # %% ../nbs/16_pipeline.ipynb #f14f9f27
@@ -158,24 +148,27 @@ def fit_classifier(self:ULMFiT,
     **kwargs
 ) -> 'ULMFiT': # Itself
     "Stage three: train the classifier of each direction with `fit_gradual`. What is on disk already is read"
-    key = _key(self.base_key, self.lm_key, self.bptt, n_epoch, lr_max, factor, epochs_per_stage, wd, kwargs)
+    self._can_train()
     for side in self.sides:
         self._seed()
         encoder = self.lms.get(side, self.pretrained)
+        if side not in self.lms and (kept := sorted((self.path/'lm').glob(f'{side}-{self.base[side]}-*'))):
+            warn(f"{kept[-1]} holds a fine-tuned language model, and it is not used: call fit_lm() first with its settings, which reads it from disk")
         kw = kwargs if encoder is not None else {**kwargs, 'config': {**lm_size(self.config), **(kwargs.get('config') or {})}}
         learn = ulmfit_classifier(self._dls('clas', side), encoder=encoder, bptt=self.bptt, path=self.path, **kw)
-        file = self.path/'classifier'/f'{side}.safetensors'
+        key  = _key(self.base[side], self.lm_done.get(side), self.bptt, n_epoch, lr_max, factor, epochs_per_stage, wd, kwargs)
+        file = self.path/'classifier'/f'{side}-{key}.safetensors'
         def _read():
             load_weights(learn.model, read_weights(file), f'the weights in {file}')
             learn.unfreeze()
             return learn
-        if self._read_piece('Classifier', side, key, 'classifier', _read) is None:
+        if self._from_disk('Classifier', side, file, _read) is None:
             learn.fit_gradual(n_epoch, lr_max, factor, epochs_per_stage=epochs_per_stage, cbs=cbs, wd=wd)
             make_dir(file.parent)
             save_weights(learn.model, file)
-            self._mark('classifier', side, key)
             self._plot(learn, self.path/f'classifier_{side}.png')
         self.learns[side] = learn
+    self._pair = None
     self.save()
     return self
 
@@ -183,9 +176,11 @@ def fit_classifier(self:ULMFiT,
 @patch(as_prop=True)
 def ensemble(self:ULMFiT):
     "The classifiers of both directions as one"
-    learns = [self.learns[s] for s in self.sides if s in self.learns]
-    if len(learns)<len(self.sides): raise UlmfitError("The classifier is not trained yet: call `fit_classifier()` first")
-    return self._loaded if hasattr(self, '_loaded') else BidirEnsemble(*learns)
+    if self._pair is None:
+        learns = [self.learns[s] for s in self.sides if s in self.learns]
+        if len(learns)<len(self.sides): raise UlmfitError("The classifier is not trained yet: call `fit_classifier()` first")
+        self._pair = BidirEnsemble(*learns)
+    return self._pair
 
 @patch
 def save(self:ULMFiT, path=None):
@@ -219,6 +214,6 @@ def load(cls:ULMFiT,
     "Read a trained classifier, to predict and validate with. To train further, make the object from its data with `from_df`"
     path = Path(path)
     res = cls.__new__(cls)
-    res._loaded = load_ulmfit(path/'model' if (path/'model').is_dir() else path)
+    res._pair = load_ulmfit(path/'model' if (path/'model').is_dir() else path)
     res.path,res.learns,res.lms,res.sides = path,{},{},()
     return res

@@ -222,8 +222,11 @@ class BPT3C(Callback):
         self.__dict__['_encoder'] = model[0]
 
     def _give_back(self):
-        model = get_model(self.learn.model)
-        model[0],model[1] = [o.train(m.training) for o,m in zip(self.__dict__.pop('_own'), model)]
+        model,own = get_model(self.learn.model),self.__dict__.pop('_own')
+        for cb in self._regularizers(): cb.run = True
+        later = [cb for cb in self.learn.cbs if isinstance(cb, BPT3C) and cb is not self and cb._own[0] is self._encoder]
+        if later: later[0].__dict__['_own'] = own # another BPT3C came after this one: it is for that one to give back
+        else:     model[0],model[1] = [o.train(m.training) for o,m in zip(own, model)]
 
     def _regularizers(self): return [cb for cb in self.learn.cbs if isinstance(cb, RNNRegularizer)]
 

@@ -71,12 +71,11 @@ class GroupRecorder(Callback):
     "Note every layer group's learning rate, and whether it is trained, at every step: for `Recorder.plot_groups`"
     order,run_valid = ParamScheduler.order+2,False
     def before_fit(self):
-        if hasattr(self.learn, 'lr_finder'): self.run = False
-        elif is_fitting(self.learn): self.recorder.groups = []
+        if is_fitting(self.learn): self.recorder.groups = []
     def after_batch(self):
-        self.recorder.groups.append(([h['lr'] for h in self.opt.hypers], [_is_free(pg, self.opt.state) for pg in self.opt.param_lists]))
+        if is_fitting(self.learn): self.recorder.groups.append(([h['lr'] for h in self.opt.hypers], [_is_free(pg, self.opt.state) for pg in self.opt.param_lists]))
 
-    _docs = dict(before_fit="Begin a new record, but for `lr_find`", after_batch="Note the rates and which groups are trained")
+    _docs = dict(before_fit="Begin a new record", after_batch="Note the rates and which groups are trained")
 
 # %% ../../nbs/00_callback.groups.ipynb #d7d50779
 @patch

@@ -31,7 +31,7 @@ def slanted_triangular(
 def _stage(learn):
     "First and last-plus-one epoch of the stage that `learn` is in; the whole fit where no callback divides it"
     for cb in learn.cbs:
-        if hasattr(type(cb), 'stage') and cb.run:
+        if hasattr(type(cb), 'stage'):
             s = cb.stage(learn.epoch)
             return s.start,s.stop
     return 0,learn.n_epoch
@@ -48,22 +48,23 @@ class STLR(Callback):
         store_attr()
 
     def before_fit(self):
-        if hasattr(self.learn, 'lr_finder'): self.run = False
-        elif is_fitting(self.learn):
+        if is_fitting(self.learn):
             self.lr_max,self.hps = [h['lr'] for h in self.opt.hypers],{'lr':[]}
             if any('lr' in getattr(cb, 'scheds', {}) for cb in self.learn.cbs):
                 warn("STLR and another scheduler both set the learning rate: fit with `fit` or `fit_stlr`, not `fit_one_cycle` and the like")
 
     def before_batch(self):
+        if not is_fitting(self.learn): return
         start,stop = _stage(self.learn)
         pct = slanted_triangular((self.epoch-start)*self.n_iter + self.iter, (stop-start)*self.n_iter, self.cut_frac, self.ratio)
         self.opt.set_hyper('lr', [lr*pct for lr in self.lr_max])
 
-    def after_batch(self): self.hps['lr'].append(self.opt.hypers[-1]['lr'])
+    def after_batch(self):
+        if is_fitting(self.learn): self.hps['lr'].append(self.opt.hypers[-1]['lr'])
     def after_fit(self):
-        if is_fitting(self.learn): self.recorder.hps = self.hps
+        if is_fitting(self.learn) and hasattr(self.learn, 'recorder'): self.recorder.hps = self.hps
 
-    _docs = dict(before_fit="Take each group's learning rate as its peak, and stay out of `lr_find`",
+    _docs = dict(before_fit="Take each group's learning rate as its peak",
                  before_batch="Set every group's rate to where the triangle is at this step",
                  after_batch="Record the last group's rate",
                  after_fit="Hand the record to the `Recorder`, for `plot_sched`")
@@ -87,6 +88,7 @@ class SkipTo(Callback):
         if not is_fitting(self.learn) or self.learn.epoch>=self.skip_to: return
         self.resting = [cb for cb in self.learn.cbs if cb is not self and cb.run]
         for cb in self.resting: cb.run = False
+        if hasattr(self.learn, 'progress'): self.progress.before_epoch() # the bar moves on
         raise CancelEpochException
 
     def after_fit(self): self._wake()
@@ -107,6 +109,7 @@ def fit_stlr(self:Learner,
 ):
     "Fit for `n_epoch` with slanted triangular learning rates (section 3.3)"
     if not 0<=start_epoch<=n_epoch: raise ValueError(f"start_epoch is {start_epoch}: it must lie between 0 and n_epoch ({n_epoch})")
+    if start_epoch==n_epoch: return
     cbs = L(STLR(cut_frac, ratio)) + L(cbs) + (L(SkipTo(start_epoch)) if start_epoch else L())
-    if not any(isinstance(cb, GroupRecorder) or cb is GroupRecorder for cb in self.cbs + cbs): cbs.append(GroupRecorder())
+    if hasattr(self, 'recorder') and not any(isinstance(cb, GroupRecorder) or cb is GroupRecorder for cb in self.cbs + cbs): cbs.append(GroupRecorder())
     self.fit(n_epoch, lr_max, wd=wd, cbs=cbs, reset_opt=reset_opt)

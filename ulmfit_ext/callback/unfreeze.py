@@ -59,6 +59,7 @@ def train_groups(
         for p in pg:
             opt._set_require_grad(i in groups, p, pg, opt.state[p], h)
             if not p.requires_grad: p.grad = None
+    if getattr(opt, 'slow_weights', None) is not None: opt._copy_weights() # those of fastai's `Lookahead`, which steps on frozen ones too
     opt.frozen_idx = min(groups)
 
 # %% ../../nbs/02_callback.unfreeze.ipynb #79daaadb
@@ -72,10 +73,10 @@ class _Unfreezing(Callback):
 
     def stages(self): return self.plan(len(self.opt.hypers), self.n_epoch, self.epochs_per_stage)
     def stage(self, epoch): return first(s for s in self.stages() if epoch<s.stop)
-    def before_fit(self):   self.run = not hasattr(self.learn, 'lr_finder')
-    def before_train(self): train_groups(self.opt, self.stage(self.epoch).groups)
+    def before_train(self):
+        if is_fitting(self.learn): train_groups(self.opt, self.stage(self.epoch).groups)
 
-    _docs = dict(before_fit="Stay out of `lr_find`", before_train="Freeze and free the layer groups as the epoch's stage says")
+    _docs = dict(before_train="Freeze and free the layer groups as the epoch's stage says")
 
 @docs
 class GradualUnfreezing(_Unfreezing):
