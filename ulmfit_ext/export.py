@@ -7,6 +7,7 @@ __all__ = ['model_config', 'save_ulmfit', 'load_ulmfit']
 
 # %% ../nbs/15_export.ipynb #f58b36ac
 from fastai.text.all import *
+from copy import deepcopy
 import hashlib,uuid
 import ulmfit_ext
 from .callback.bpt3c import *
@@ -155,7 +156,9 @@ def _build(path, cfg, side, processor, device):
     m   = cfg['models'][side]
     dls = empty_clas_dls(processor, cfg['classes'], backwards=side=='bwd', multi=cfg['multi'], bptt=m['bptt'], device=device)
     learn = ulmfit_classifier(dls, m['config'], 1., bptt=m['bptt'], max_len=m['max_len'], lin_ftrs=m['lin_ftrs'], ps=m['ps'])
-    if cfg['thresh'] is not None: learn.loss_func.thresh = cfg['thresh']
+    if cfg['thresh'] is not None:
+        learn.loss_func = deepcopy(learn.loss_func) # fastai shares one among all learners
+        learn.loss_func.thresh = cfg['thresh']
     load_weights(learn.model, read_weights(path/f'{side}.safetensors'), f"The weights in {path/f'{side}.safetensors'}")
     learn.model.to(device).eval()
     return learn
