@@ -425,13 +425,14 @@ def test_backward_documents_are_reversed_one_by_one():
     ids,offs = corpus(5)
     f,b = (lm_dls(ids, offs, 4, proc, o, bs=1, bptt=10**6, device='cpu').valid for o in (False,True))
     docs = [ids[a:b].tolist() for a,b in zip(offs[1:-1],offs[2:])]
-    assert f.read(f.docs).tolist()==sum(docs, []) and b.read(b.docs).tolist()==sum([o[::-1] for o in docs], [])
+    row = np.arange(sum(map(len, docs)))
+    assert f.take(row).tolist()==sum(docs, []) and b.take(row).tolist()==sum([o[::-1] for o in docs], [])
 
 def test_reshuffled_each_epoch_whole_documents():
     ids,offs = corpus()
     dl = lm_dls(ids, offs, 10, proc, bs=4, bptt=9, device='cpu').train
     streams = []
-    for _ in range(2): streams.append([torch.cat([b[0] for b in dl], 1), dl.stream.copy()])
+    for _ in range(2): streams.append([torch.cat([b[0] for b in dl], 1), dl.take(np.arange(offs[50]))])
     assert not np.array_equal(streams[0][1], streams[1][1])
     docs = sorted(ids[a:b].tolist() for a,b in zip(offs[:50],offs[1:51]))
     rest,got = streams[0][1].tolist(),[]
@@ -471,7 +472,29 @@ def test_dtype_of_large_vocabularies():
     tp = TextProcessor(defaults.text_spec_tok + [f'w{i}' for i in range(70_000)])
     assert tp.encode(['w69898'])[0].tolist()==[2,9+69898]
     t = Tokens(['xxbos','w69898'], np.array([0,1]), np.array([0,2]))
-    assert t.numericalize(tp)[-1]==9+69898
+    assert t.numericalize(tp)[-1]==9+69898 and t.numericalize(tp).dtype==np.uint32 and t.numericalize(proc).dtype==np.uint16
+
+def test_equally_frequent_words_are_in_alphabetical_order(tmp_path):
+    df = pd.DataFrame({'text': ['zebra yak apple', 'mole apple zebra yak mole']*2, 'label': ['a','b']*2})
+    v = [ulmfit_dls(o, path=tmp_path, min_freq=1, valid_pct=.5, seed=0).vocab for o in (df, df[::-1])]
+    assert v[0]==v[1] and v[0][9:13]==['apple','mole','yak','zebra']
+
+def test_tokens_take_16_bits_where_that_is_enough(tmp_path):
+    few,many = (Tokens([f'w{i}' for i in range(n)], np.arange(n, dtype=np.int32), np.array([0,n])) for n in (2**16,2**16+1))
+    for t,dtype in ((few,np.uint16),(many,np.int32)):
+        t.save(tmp_path/'t.npz')
+        with np.load(tmp_path/'t.npz') as d: assert d['ids'].dtype==dtype
+        u = Tokens.load(tmp_path/'t.npz')
+        assert u.ids.dtype==np.int32 and (u.ids==t.ids).all() and u.table==t.table
+
+def test_tokens_kept_by_an_earlier_version_are_read(tmp_path):
+    "which had 32 bits a token"
+    a = tokenize_once(['a b','c'], path=tmp_path)
+    f, = files(tmp_path)
+    with np.load(f) as d: old = dict(d) | {'ids': d['ids'].astype(np.int32)}
+    np.savez(f, **old)
+    b = tokenize_once(['a b','c'], path=tmp_path)
+    assert b.cache_hit and list(a)==list(b)
 
 def test_faster_than_fastai():
     ids,offs = corpus(300, longest=300)

@@ -8,7 +8,8 @@ from torch import nn
 from ulmfit_ext.callback.bpt3c import BPT3C
 from ulmfit_ext.data import UlmfitError,text_vocab,ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble,label_targets,mean_logits
-from ulmfit_ext.predict import Predictor,token_batches
+from ulmfit_ext.predict import Predictor
+from ulmfit_ext.callback.bpt3c import _Dropped
 
 tiny  = dict(emb_sz=8, n_hid=12, n_layers=2)
 words = 'good fine bright bad dull poor the a film was very with plot and cast on night'.split()
@@ -112,12 +113,15 @@ def test_no_text_classifier():
         with raises('text classifier'): f(lm)
     with raises('made of learners'): BidirEnsemble(lm.model)
 
-def test_token_batches():
-    lens = np.random.default_rng(0).integers(0, 300, 500).tolist()
-    for most,bptt in [(1,70), (100,70), (5000,70), (5000,1000)]:
-        bs = token_batches(lens, most, bptt)
-        assert sorted(i for b in bs for i in b)==list(range(500))
-        assert all(len(b)==1 or len(b)*max(min(lens[i],bptt) for i in b)<=most for b in bs)
+@pytest.mark.parametrize('most', [1, 40, 1536])
+def test_reads_by_tokens_not_by_rows(ens, most, monkeypatch):
+    seen,read = [],_Dropped.read
+    monkeypatch.setattr(_Dropped, 'read', lambda self, x, *args: (seen.append(x.shape), read(self, x, *args))[1])
+    lens = np.random.default_rng(0).integers(0, 300, 200)
+    ids  = [torch.randint(2, len(ens.first.dls.vocab[0]), (int(n),)) for n in lens]
+    Predictor(ens.fwd, max_tokens=most).from_ids(ids, False)
+    assert all(rows==1 or steps*rows<=most for steps,rows in seen)
+    if most==40: assert sum(s*r for s,r in seen) < 1.1*lens.sum() # hardly any padding
 
 @pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), LabelSmoothingCrossEntropyFlat(), FocalLossFlat(), CrossEntropyLossFlat(weight=torch.tensor([1.,3.]))])
 def test_other_losses(dls, loss):

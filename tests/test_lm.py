@@ -123,13 +123,33 @@ def test_corpora(tmp_path):
     (tmp_path/'d'/'a.txt').write_text('one'); (tmp_path/'d'/'b.txt').write_text('two')
     (tmp_path/'all.txt').write_text('one\nline\n\ntwo\n\n\n')
     (tmp_path/'t.jsonl').write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert read_corpus(tmp_path/'d')==['one','two']
-    assert read_corpus(tmp_path/'all.txt')==['one\nline','two']
-    assert read_corpus(tmp_path/'t.jsonl', max_docs=1)==['one']
+    def n_docs(o, **kwargs):
+        dls = corpus_dls(o, tmp_path/'lm', bs=2, bptt=2, **kwargs)
+        return len(dls.train_ds)+len(dls.valid_ds)
+    assert n_docs(tmp_path/'d')==n_docs(tmp_path/'all.txt')==n_docs(tmp_path/'t.jsonl')==n_docs(['one','two'])==n_docs(pd.DataFrame(dict(text=['one','two'])))==2
     for bad,match in [('nowhere', 'no corpus'), ('t.jsonl', 'no column')]:
-        with pytest.raises(UlmfitError, match=match): read_corpus(tmp_path/bad, text_col='words')
+        with pytest.raises(UlmfitError, match=match): n_docs(tmp_path/bad, text_col='words')
     (tmp_path/'empty.txt').write_text(' \n')
-    with pytest.raises(UlmfitError, match='no text'): read_corpus(tmp_path/'empty.txt')
+    with pytest.raises(UlmfitError, match='no text'): n_docs(tmp_path/'empty.txt')
+    with pytest.raises(UlmfitError, match='one document only'): n_docs(tmp_path/'t.jsonl', max_docs=1)
+
+def test_both_directions_of_a_corpus_come_from_one_pass(tmp_path):
+    "The same tokens, vocabulary and held-out documents; the text is tokenized once and its ids are a file"
+    import ulmfit_ext.data as D
+    texts = table(80).text.tolist()
+    f = corpus_dls(texts, tmp_path, bs=4, bptt=10, valid_pct=.1, min_freq=1)
+    was,D._tokenize = D._tokenize,None   # nothing more to tokenize
+    try: b = corpus_dls(texts, tmp_path, bs=4, bptt=10, valid_pct=.1, min_freq=1, backwards=True)
+    finally: D._tokenize = was
+    assert isinstance(f.train.ids, np.memmap) and f.train.ids.filename==b.train.ids.filename and text_vocab(f)==text_vocab(b)
+    for split in ('train_ds','valid_ds'):
+        x,y = getattr(f, split),getattr(b, split)
+        assert len(x)==len(y)>1 and all(x[i][0].tolist()==y[i][0].tolist()[::-1] for i in range(len(x)))
+
+def test_held_out_documents_stay_where_a_corpus_grows(tmp_path):
+    texts = table(80).text.tolist()
+    a,b = (set(np.asarray(corpus_dls(o, tmp_path, valid_pct=.2, min_freq=1).valid.docs).tolist()) for o in (texts, texts+['more']*40))
+    assert a==b-set(range(80, 120)) and b-a
 
 def test_budget(dls, quiet, monkeypatch):
     "Half of the time, half of the way: the rate follows a clock, and the last epoch is cut short and validated"

@@ -284,14 +284,13 @@ def train(
     if baseline and label_delim: raise typer.BadParameter('--baseline is for one label a text, --label-delim for several')
     if not pretrained and not lm_epochs and minutes is None: print('Neither --pretrained nor --lm-epochs: the classifier starts from nothing')
     with log_to(sys.stdout):
-        from ulmfit_ext.data import read_table
-        from ulmfit_ext.lm import read_corpus
+        from ulmfit_ext.data import TextStream,read_table
         from ulmfit_ext.ensemble import label_targets
         from ulmfit_ext.pipeline import ULMFiT
         df,cols = read_table(file),dict(text_col=text, label_col=label, label_delim=label_delim)
         tests = _labelled(read_table(test), label) if test else None
         ulmfit = ULMFiT.from_df(df, path=out, pretrained=pretrained, directions=directions, config=size or 'small', bptt=bptt, seed=seed, bs=bs, lang=lang,
-                                valid_pct=valid_pct, valid_col=valid, unlabelled=read_corpus(unlabelled) if unlabelled and unlabelled.is_dir() else unlabelled,
+                                valid_pct=valid_pct, valid_col=valid, unlabelled=list(TextStream(unlabelled, text)) if unlabelled and unlabelled.is_dir() else unlabelled,
                                 min_freq=min_freq, max_vocab=max_vocab, **cols)
         print(str(ulmfit.dls).removeprefix('UlmfitDls: '))
         if test: label_targets(tests[label], ulmfit.dls.classes, ulmfit.dls.multi, label_delim)   # better now than after the training
@@ -373,10 +372,10 @@ def _sample(learn, backwards, n_words=30):
 # %% ../nbs/18_cli.ipynb #b7051b88
 @command('ulmfit pretrain articles/ --out german --lang de --both --minutes 60',
          'ulmfit pretrain corpus.jsonl.gz --out law --text body --vocab 30000',
-         stopped='A direction that was finished is kept in {out}; --backwards trains the other one',
+         stopped='What was tokenized and a direction that was finished are kept in {out}; --backwards trains the other one',
          Corpus='text docs lang vocab', Model='out backwards both size', Training='epochs minutes lr bs bptt seed')
 def pretrain(
-    corpus:Path, # Folder of .txt files, a .txt file with empty lines between documents, or a table; may be gzip'd
+    corpus:Path, # Folder of .txt files, a .txt file with empty lines between documents, or a table (CSV, TSV, JSONL, Parquet); may be gzip'd, and larger than memory
     out:Path, # Folder for the language model; a second direction goes to the same
     backwards:bool=False, # Train the model that reads backward instead of the forward one
     both:bool=False, # Train both, one after the other

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['UlmfitError', 'atomic_write', 'read_table', 'clean_text', 'fix_text', 'all_caps', 'TextProcessor', 'Tokens',
-           'tokenize_once', 'TextToIds', 'UlmfitDataLoaders', 'clas_dls', 'LMLoader', 'lm_dls', 'UlmfitDls',
-           'ulmfit_dls', 'text_vocab', 'class_vocab', 'is_backwards', 'encode_texts', 'empty_clas_dls', 'empty_lm_dls']
+           'tokenize_once', 'TextToIds', 'UlmfitDataLoaders', 'clas_dls', 'LMLoader', 'Documents', 'lm_dls',
+           'UlmfitDls', 'ulmfit_dls', 'TextStream', 'tokenize_corpus', 'Corpus', 'held_out', 'text_vocab',
+           'class_vocab', 'is_backwards', 'encode_texts', 'empty_clas_dls', 'empty_lm_dls']
 
 # %% ../nbs/10_data.ipynb #76b7442c
-import csv,difflib,functools,gzip,hashlib,io,json,uuid,warnings,zipfile,zlib
-from contextlib import contextmanager
+import csv,difflib,functools,gzip,hashlib,io,json,mmap,multiprocessing,shutil,signal,tempfile,threading,uuid,warnings,zipfile,zlib
+from collections import deque
+from contextlib import contextmanager,nullcontext
 from fastai.text.all import *
 from fastai.text.core import PAD,UNK,defaults
+from concurrent.futures.process import BrokenProcessPool,ProcessPoolExecutor # Python's; the star above brings fastcore's
 
 # %% ../nbs/10_data.ipynb #5e7c4f3d
 class UlmfitError(ValueError):
@@ -45,37 +48,46 @@ def _read_json(f):
     if not isinstance(d, (list,dict)): raise ValueError('expected a list of objects')
     return _frame(d)
 
-def _read_jsonl(f):
-    rows = []
-    for i,l in enumerate(f.read().decode('utf-8-sig').split('\n'), 1):
-        if not l.strip(): continue
-        try: rows.append(json.loads(l))
+def _json_rows(f):
+    "The objects in the lines of the binary file `f`, one after the other"
+    for i,l in enumerate(f, 1):
+        if not (l:=l.decode('utf-8-sig' if i==1 else 'utf-8')).strip(): continue
+        try: row = json.loads(l)
         except json.JSONDecodeError as e: raise ValueError(f'line {i} is not JSON: {e}') from e
-        if not isinstance(rows[-1], dict): raise ValueError(f'line {i} is not a JSON object')
-    return _frame(rows)
+        if not isinstance(row, dict): raise ValueError(f'line {i} is not a JSON object')
+        yield row
+
+def _read_jsonl(f): return _frame(list(_json_rows(f)))
 
 _readers = dict(csv=partial(_read_csv, sep=','), tsv=partial(_read_csv, sep='\t'), jsonl=_read_jsonl, json=_read_json,
                 txt=_read_txt, parquet=pd.read_parquet)
 
 # %% ../nbs/10_data.ipynb #e4a6b563
+def _kind(path): return path.name.lower().removesuffix('.gz').rpartition('.')[2]
+
+@contextmanager
+def _reading(path, kind):
+    "A context in which what is wrong with the file `path` becomes an `UlmfitError`"
+    try: yield
+    except UlmfitError: raise
+    except UnicodeDecodeError as e: raise UlmfitError(f"'{path}' is not UTF-8: save it as UTF-8, or read it yourself and pass the DataFrame") from e
+    except ImportError as e: raise UlmfitError(f"reading '{path}' needs the package pyarrow: pip install pyarrow") from e
+    except (ValueError,OSError,EOFError,RecursionError,zlib.error,csv.Error) as e:
+        raise UlmfitError(f"cannot read '{path}' as {kind}: {' '.join(str(e).split())}. Is the file whole, and of the kind its name says?") from e
+
 def read_table(
     path:str|Path # A csv, tsv, jsonl, json, txt or parquet file, optionally with .gz after that
 ) -> pd.DataFrame: # The table, never empty
     "Read a table of texts; raises `UlmfitError` where the file is missing, empty, of another kind or broken"
     path = Path(path)
-    kind = path.name.lower().removesuffix('.gz').rpartition('.')[2]
+    kind = _kind(path)
     if kind not in _readers: raise UlmfitError(f"cannot tell what '{path}' is: name it .csv, .tsv, .jsonl, .json, .txt or .parquet (.gz may follow), or pass a DataFrame")
     if not path.is_file(): raise UlmfitError(f"no file '{path}': check the path (the current folder is '{Path.cwd()}')")
-    try:
+    with _reading(path, kind):
         raw = path.read_bytes()
         if path.name.lower().endswith('.gz'): raw = gzip.decompress(raw)
         if not raw or raw.isspace(): raise UlmfitError(f"'{path}' is empty: it needs a row for each text")
         df = _readers[kind](io.BytesIO(raw))
-    except UlmfitError: raise
-    except UnicodeDecodeError as e: raise UlmfitError(f"'{path}' is not UTF-8 (byte {e.start}): save it as UTF-8, or read it yourself and pass the DataFrame") from e
-    except ImportError as e: raise UlmfitError(f"reading '{path}' needs the package pyarrow: pip install pyarrow") from e
-    except (ValueError,OSError,EOFError,RecursionError,zlib.error,csv.Error) as e:
-        raise UlmfitError(f"cannot read '{path}' as {kind}: {' '.join(str(e).split())}. Is the file whole, and of the kind its name says?") from e
     if not len(df): raise UlmfitError(f"'{path}' has a header and no rows: it needs a row for each text")
     return df
 
@@ -184,7 +196,7 @@ class TextProcessor:
     @property
     def sep(self): return '' if self.lang in _unspaced else ' '
     @property
-    def dtype(self): return np.uint16 if len(self.vocab) <= 2**16 else np.int32
+    def dtype(self): return np.uint16 if len(self.vocab) <= 2**16 else np.uint32
     def __repr__(self): return f"TextProcessor(lang={self.lang!r}, {'no vocabulary' if self.vocab is None else f'{len(self.vocab)} words'})"
 
     def _tokens(self, texts, progress):
@@ -235,9 +247,9 @@ class Tokens:
     def __repr__(self): return f'Tokens({len(self)} texts, {len(self.ids)} tokens, {len(self.table)} of them different)'
 
     def counts(self) -> Counter:
-        "How often each token occurs"
+        "How often each token occurs, in alphabetical order: that is what decides between equals in a vocabulary"
         n = np.bincount(self.ids, minlength=len(self.table))
-        return Counter({t:int(c) for t,c in zip(self.table, n) if c})
+        return Counter({t:int(c) for t,c in sorted(zip(self.table, n)) if c})
 
     def numericalize(self, processor:TextProcessor) -> np.ndarray:
         "The flat array in the ids of `processor`'s vocabulary"
@@ -256,15 +268,17 @@ def _take(ids, offs, idxs):
 # %% ../nbs/10_data.ipynb #9abc6201
 @patch
 def save(self:Tokens, path):
-    "Save as .npz, through a temporary file"
+    "Save as .npz, through a temporary file, in 16 bits a token where that is enough"
     table = np.frombuffer('\0'.join(self.table).encode(), np.uint8)
-    with atomic_write(path) as p: np.savez(p, table=table, ids=self.ids, offs=self.offs)
+    ids = self.ids.astype(np.uint16) if len(self.table) <= 2**16 else self.ids
+    with atomic_write(path) as p: np.savez(p, table=table, ids=ids, offs=self.offs)
 
 @patch(cls_method=True)
 def load(cls:Tokens, path):
     "Load what `save` wrote; raises ValueError where it is not whole"
     with np.load(path, allow_pickle=False) as d: table,ids,offs = d['table'],d['ids'],d['offs']
     table = table.tobytes().decode().split('\0')
+    if ids.dtype==np.uint16: ids = ids.astype(np.int32)
     ok = (ids.dtype,offs.dtype,ids.ndim,offs.ndim)==(np.int32,np.int64,1,1) and len(offs) and offs[0]==0 and offs[-1]==len(ids) and (
         np.diff(offs).min(initial=0)>=0 and (not len(ids) or 0 <= ids.min() <= ids.max() < len(table)))
     if not ok: raise ValueError('its parts do not fit together')
@@ -287,12 +301,12 @@ def _tokenize(texts, lang, progress):
         lens.append(len(toks))
     return Tokens(list(table), np.concatenate(ids) if ids else np.zeros(0, np.int32), np.concatenate([[0], np.cumsum(lens, dtype=np.int64)]))
 
-def _writable(folder):
+def _writable(folder, hint=''):
     "Raise `UlmfitError` if nothing can be written to `folder`"
     try:
         with atomic_write(folder/'.probe') as p: p.touch()
         (folder/'.probe').unlink(missing_ok=True)
-    except OSError as e: raise UlmfitError(f"cannot write to '{folder}' ({e.strerror or e}): pass a path that you can write to, or cache=False to keep nothing") from e
+    except OSError as e: raise UlmfitError(f"cannot write to '{folder}' ({e.strerror or e}): pass a path that you can write to{hint}") from e
 
 # %% ../nbs/10_data.ipynb #646c7e78
 def tokenize_once(
@@ -311,12 +325,13 @@ def tokenize_once(
     file = Path(path)/'.ulmfit_cache'/f'tokens-{_cache_key(uniq, lang)}.npz'
     toks = _cached(file, len(uniq))
     if toks is None:
-        _writable(file.parent)
+        _writable(file.parent, ', or cache=False to keep nothing')
         toks = _tokenize(uniq, lang, progress)
         try: toks.save(file)
         except OSError as e: warnings.warn(f"the tokens could not be kept in '{file}' ({e.strerror or e}): this run goes on without, the next one tokenizes again", stacklevel=3)
     return toks.take(rows)
 
+_unreadable = OSError,ValueError,KeyError,EOFError,zipfile.BadZipFile,zlib.error
 def _cached(file, n):
     "The `n` texts in `file`, or None where there is no such file or it is broken"
     try:
@@ -324,7 +339,7 @@ def _cached(file, n):
         if len(toks) != n: raise ValueError(f'{len(toks)} texts where {n} were expected')
         return toks
     except (FileNotFoundError,NotADirectoryError): return None
-    except (OSError,ValueError,KeyError,EOFError,zipfile.BadZipFile,zlib.error) as e:
+    except _unreadable as e:
         warnings.warn(f"the token cache '{file}' is broken ({e}): tokenizing again", stacklevel=3)
 
 # %% ../nbs/10_data.ipynb #7465acf3
@@ -422,59 +437,87 @@ def _same_rng():
 
 # %% ../nbs/10_data.ipynb #80d33276
 class LMLoader(LMDataLoader):
-    "fastai's `LMDataLoader` over one flat array of ids"
+    "fastai's `LMDataLoader` over one flat array of ids, in memory or on disk"
     def __init__(self,
         dataset,                  # Items for `test_dl` and `show_batch`; also the text, where `ids` is None
-        ids=None,                 # Flat array of ids, forward (n_tokens,)
+        ids=None,                 # Flat array of ids, forward (n_tokens,); a `np.memmap` is read as it is needed
         offs=None,                # Where each document starts, and the end (n_docs+1,)
         docs=None,                # The documents to read, in this order when not shuffled; None: all
         backwards:bool=False,     # Reverse each document of `ids`?
         bs:int=64,                # Streams; fewer where there are not that many tokens
         seq_len:int=70,           # Tokens of each stream in a batch
         max_batches:int=None,     # At most this many batches an epoch; may be set later. None: all
-        num_workers:int=0,        # Kept for fastai: slices need no workers
+        num_workers:int=0,        # Not used: kept for fastai
         **kwargs
     ):
         if ids is None:
             items = [to_np(_first(dataset[i])) for i in range_of(dataset)]
             ids,offs,backwards = np.concatenate(items) if items else np.zeros(0, np.int64), np.cumsum([0]+[len(o) for o in items]),False
-        docs = np.arange(len(offs)-1) if docs is None else np.asarray(docs, dtype=np.int64)
+        docs = np.arange(len(offs)-1) if docs is None else np.asarray(docs)
         store_attr('ids,docs,backwards,seq_len,max_batches')
         self.starts = offs # `offs` is fastai's, for workers
         n_tok = int(np.diff(offs)[docs].sum())
         self.asked_bs,bs = bs,max(1, min(bs, n_tok-1))
         self.bl = max(0, n_tok-1)//bs
-        self.n_batches = math.ceil(self.bl/seq_len)
-        self.last_len = self.bl - (self.n_batches-1)*seq_len
-        self.items,self.stream = ReindexCollection(dataset, tfm=_first),None
+        self.var_len = self.ends = None
         with _same_rng(): TfmdDL.__init__(self, dataset, bs=bs, num_workers=0, **kwargs)
         self.n = self.n_batches*bs
 
+    items = property(lambda self: ReindexCollection(self.dataset, tfm=_first))
+
+    @property
+    def var_len(self):
+        "None, or a function from the number of tokens of a stream to the lengths of an epoch's batches, which sum to it"
+        return self._var_len
+    @var_len.setter
+    def var_len(self, f): self._var_len,self._cuts = f,None
+
+    @property
+    def cuts(self):
+        "Where the batches of this epoch begin in a stream, and the end"
+        if self._cuts is None:
+            lens = [self.seq_len]*(self.bl//self.seq_len) + [self.bl%self.seq_len]*(self.bl%self.seq_len>0) if self.var_len is None else self.var_len(self.bl)
+            self._cuts = np.cumsum([0, *lens])
+            if self._cuts[-1]!=self.bl or min(lens, default=1)<1: raise UlmfitError(f'var_len gave lengths that sum to {self._cuts[-1]}: they must be 1 or more and sum to {self.bl}, the tokens of a stream')
+        return self._cuts
+
+    @property
+    def n_batches(self): return len(self.cuts)-1
     def __len__(self): return self.n_batches if self.max_batches is None else min(self.n_batches, self.max_batches)
 
-    def read(self, docs):
-        "The documents `docs` in a row"
-        step = -1 if self.backwards else 1
-        return np.concatenate([self.ids[self.starts[i]:self.starts[i+1]][::step] for i in docs]) if len(docs) else self.ids[:0]
+    def lay(self, docs):
+        "Put the documents `docs` in a row: where each ends there, and what leads from a place in the row to one in `ids`"
+        start,end = self.starts[docs],self.starts[docs+1]
+        self.ends = np.cumsum(end-start)
+        self.shift = end-1 + self.ends-(end-start) if self.backwards else end-self.ends
 
+    def take(self, pos):
+        "The ids at the places `pos` of the row"
+        if self.ends is None: self.lay(self.docs)
+        shift = self.shift[np.searchsorted(self.ends, pos, side='right')]
+        if not self.backwards: return _pick(self.ids, shift+pos).astype(np.int64)
+        return _pick(self.ids, (shift-pos)[...,::-1])[...,::-1].astype(np.int64)
+
+    def get_idxs(self): return self.shuffle_fn(range(self.n)) if self.shuffle else range(self.n)
     def shuffle_fn(self, idxs):
-        self.stream = self.read(np.random.default_rng(self.rng.getrandbits(64)).permutation(self.docs))
+        self.lay(np.random.default_rng(self.rng.getrandbits(64)).permutation(self.docs))
         return idxs
 
     def rows(self, i, seq):
         "Batch `i` of the streams `seq`: input and target"
-        if self.stream is None: self.stream = self.read(self.docs)
-        sl = self.last_len if i==self.n_batches-1 else self.seq_len
-        st = i*self.seq_len
-        x  = torch.from_numpy(np.stack([self.stream[s*self.bl+st : s*self.bl+st+sl+1] for s in seq]).astype(np.int64))
+        x = torch.from_numpy(self.take(np.array(seq)[:,None]*self.bl + np.arange(self.cuts[i], self.cuts[i+1]+1)))
         return LMTensorText(x[:,:-1].contiguous()),TensorText(x[:,1:].contiguous())
 
     def create_item(self, seq):
         seq = ifnone(seq, 0)
-        if seq >= self.n: raise IndexError
+        if seq >= self.n_batches*self.bs: raise IndexError
         return tuple(o[0] for o in self.rows(seq//self.bs, [seq%self.bs]))
 
-    def create_batches(self, samps): return (self.rows(i, range(self.bs)) for i in itertools.takewhile(lambda i: i<len(self), itertools.count()))
+    def create_batches(self, samps):
+        return (self.rows(i, range(self.bs)) for i in itertools.takewhile(lambda i: i<len(self), itertools.count()))
+
+    def after_iter(self):
+        if self.var_len is not None: self._cuts = None
 
     def new(self, dataset=None, cls=None, **kwargs):
         kept = dict(bs=self.asked_bs, seq_len=self.seq_len, max_batches=self.max_batches)
@@ -482,11 +525,29 @@ class LMLoader(LMDataLoader):
         kwargs = kept | kwargs
         return TfmdDL.new(self, dataset, cls, **kwargs)
 
+def _pick(ids, idx):
+    "`ids[idx]`, for a mapped file without the map: what is read through that counts as this process's memory, 2 MB for a token at worst"
+    if not (isinstance(ids.base, mmap.mmap) and ids.mode=='r' and hasattr(os, 'pread')): return ids[idx]
+    flat  = idx.ravel()
+    start = np.flatnonzero(np.diff(flat, prepend=-2)!=1) # of the runs that lie together in the file
+    sizes,places = np.diff(start, append=len(flat))*ids.itemsize, ids.offset+flat[start]*ids.itemsize
+    with open(ids.filename, 'rb', 0) as f: parts = [os.pread(f.fileno(), *o) for o in zip(sizes.tolist(), places.tolist())]
+    return np.frombuffer(b''.join(parts), ids.dtype).reshape(idx.shape)
+
 def _first(o): return o[0] if isinstance(o, tuple) else o
 
 # %% ../nbs/10_data.ipynb #c1927812
+class Documents:
+    "The documents `docs` of a flat array, as a sequence that fastai can index without making a list of it"
+    def __init__(self, ids, offs, docs): store_attr()
+    def __len__(self): return len(self.docs)
+    def __getitem__(self, i):
+        docs = self.docs[i]
+        return Documents(self.ids, self.offs, docs) if np.ndim(docs) else self.ids[self.offs[docs]:self.offs[docs+1]]
+    iloc = property(noop) # what `L` asks for, of a table, to leave it as it is
+
 def lm_dls(
-    ids:np.ndarray,               # All tokens, in the ids of `processor`'s vocabulary, forward (n_tokens,)
+    ids:np.ndarray,               # All tokens, in the ids of `processor`'s vocabulary, forward (n_tokens,); a `np.memmap` stays on disk
     offs:np.ndarray,              # Where each document starts, and the end (n_docs+1,)
     valid,                        # The documents for validation: their positions, or how many at the end
     processor:TextProcessor,      # Vocabulary and tokenizer
@@ -502,10 +563,13 @@ def lm_dls(
     device,n = ifnone(device, default_device()),len(offs)-1
     if isinstance(valid, (int,np.integer)): valid = np.arange(max(0, n-valid), n)
     valid = np.asarray(valid, dtype=np.int64)
-    docs  = [np.setdiff1d(np.arange(n), valid), valid]
+    train = np.ones(n, bool)
+    train[valid] = False
+    docs = [np.flatnonzero(train), valid]
     if not len(docs[0]): raise UlmfitError(f'all {n} documents are for validation and none is left to train on: pass more documents or a smaller valid')
-    ds = Datasets([ids[a:b] for a,b in zip(offs[:-1],offs[1:])], [[TextToIds(processor)] + [reverse_text]*backwards], splits=[list(o) for o in docs])
-    trn,val = [LMLoader(ds.subset(i), ids, offs, docs[i], backwards, bs=bs, seq_len=bptt, shuffle=i==0, device=device,
+    tl = TfmdLists(Documents(ids, offs, docs[0]), [TextToIds(processor)] + [reverse_text]*backwards, split_idx=0)
+    ds = [Datasets(tls=[o]) for o in (tl, tl._new(Documents(ids, offs, docs[1]), split_idx=1))]
+    trn,val = [LMLoader(ds[i], ids, offs, docs[i], backwards, bs=bs, seq_len=bptt, shuffle=i==0, device=device,
                         max_batches=max_batches if i==0 else None) for i in range(2)]
     return UlmfitDataLoaders(trn, val, path=path, device=device, processor=processor, backwards=backwards, **kwargs)
 
@@ -703,6 +767,231 @@ def _make_vocab(toks, min_freq, max_vocab):
     if not set(vocab) - set(defaults.text_spec_tok) - {'xxfake'}:
         warnings.warn(f'no word occurs {min_freq} times in {len(toks)} texts, so every word is unknown: pass min_freq=1 or more texts', stacklevel=3)
     return vocab
+
+# %% ../nbs/10_data.ipynb #0f655a31
+_longest = 2**24 # characters of a text file that are one document at most
+
+def _whole_file(f, col): yield from iter(lambda: f.read(_longest), '')
+
+def _paragraphs(f, col):
+    "The documents of a text file, between blank lines"
+    doc,n = [],0
+    for i,l in enumerate(iter(lambda: f.readline(_longest), '')):
+        blank = i>0 and l.isspace() and l.endswith('\n')
+        if not blank:
+            doc.append(l)
+            n += len(l)
+        if blank or n>=_longest:
+            yield ''.join(doc).removesuffix('\n' if blank else '')
+            doc,n = [],0
+    yield ''.join(doc)
+
+def _csv_texts(f, col, sep=','):
+    for df in pd.read_csv(f, sep=sep, chunksize=1000, dtype=str, keep_default_na=False, encoding='utf-8-sig'): yield from _column(df, col, 'text_col')
+
+def _jsonl_texts(f, col):
+    seen = {}
+    for i,row in enumerate(_json_rows(f)):
+        if col not in seen:
+            seen |= row
+            if col not in row and i==999: break
+        yield row.get(col)
+    if seen: _column(pd.DataFrame(columns=list(seen)), col, 'text_col')
+
+def _parquet_texts(f, col):
+    from pyarrow.parquet import ParquetFile
+    with tempfile.TemporaryFile() as tmp:
+        if isinstance(f, gzip.GzipFile): shutil.copyfileobj(f, tmp)
+        file = ParquetFile(tmp if isinstance(f, gzip.GzipFile) else f)
+        _column(pd.DataFrame(columns=file.schema_arrow.names), col, 'text_col')
+        for rows in file.iter_batches(1000, columns=[col]): yield from rows.column(0).to_pylist()
+
+_streams = dict(csv=_csv_texts, tsv=partial(_csv_texts, sep='\t'), jsonl=_jsonl_texts, parquet=_parquet_texts,
+                json=lambda f,col: iter(_column(_read_json(f), col, 'text_col')))
+
+# %% ../nbs/10_data.ipynb #b43c1715
+class TextStream:
+    "The documents of a corpus that have a word in them, one after the other; `pct` is how much of the corpus has been read"
+    def __init__(self,
+        corpus,              # Folder, text file, table (.csv, .tsv, .jsonl, .json, .parquet), any of these gzip'd; a DataFrame, or an iterable of texts
+        text_col='text',     # Column of a table that holds the texts
+        max_docs:int=None    # At most so many documents
+    ):
+        store_attr()
+        self.pct,self.files = 0.,_corpus_files(Path(corpus)) if isinstance(corpus, (str,Path)) else None
+        if self.files is None and not hasattr(corpus, '__iter__'): raise UlmfitError(f'the corpus is a {type(corpus).__name__}: pass the path of a folder or file, a DataFrame or a list of texts')
+
+    def __iter__(self):
+        n = 0
+        for n,t in enumerate(itertools.islice(filter(str.strip, map(_as_text, self._texts())), self.max_docs), 1): yield t
+        if not n: raise UlmfitError(f"the corpus{' '+repr(str(self.corpus)) if self.files is not None else ''} has no text in it (of a folder, the .txt files are read, or where it has none the tables)")
+
+    def _texts(self):
+        if self.files is not None: yield from self._file_texts()
+        else:
+            texts = self.corpus if not hasattr(self.corpus, 'columns') else _column(_as_frame(self.corpus, 'corpus'), self.text_col, 'text_col')
+            for i,t in enumerate(texts):
+                self.pct = i/len(texts) if hasattr(texts, '__len__') else 0.
+                yield t
+
+    def _file_texts(self):
+        done,total,alone = 0,max(1, sum(o.stat().st_size for o in self.files)),Path(self.corpus).is_file()
+        for path in self.files:
+            kind = _kind(path)
+            with _reading(path, kind), path.open('rb') as raw, (gzip.open(raw) if path.name.lower().endswith('.gz') else nullcontext(raw)) as f:
+                if kind=='txt': texts = (_paragraphs if alone else _whole_file)(io.TextIOWrapper(f, 'utf-8-sig', errors='replace'), None)
+                else:           texts = _streams[kind](f, self.text_col)
+                for t in texts:
+                    self.pct = (done+raw.tell())/total
+                    yield t
+                done += path.stat().st_size
+
+def _corpus_files(path):
+    "The files of a corpus, in order"
+    if path.is_file():
+        if _kind(path) not in _readers: raise UlmfitError(f"cannot tell what '{path}' is: name it .txt, .csv, .tsv, .jsonl, .json or .parquet (.gz may follow)")
+        return [path]
+    if not path.is_dir(): raise UlmfitError(f"there is no corpus at '{path}': pass a folder of text files, a text file or a table (the current folder is '{Path.cwd()}')")
+    files = [o for o in sorted(path.rglob('*')) if o.is_file() and _kind(o) in _readers and not any(p.startswith('.') for p in o.relative_to(path).parts)]
+    return [o for o in files if _kind(o)=='txt'] or files
+
+# %% ../nbs/10_data.ipynb #29b7e8d5
+_block = 2**21 # characters of the texts that are tokenized together
+
+def _blocks(texts):
+    block,n = [],0
+    for t in texts:
+        block.append(t)
+        n += len(t)
+        if n >= _block:
+            yield block
+            block,n = [],0
+    if block: yield block
+
+def _start_worker():
+    "Leave Ctrl-C to the parent process, and end when it does"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def _wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=_wait, daemon=True).start()
+
+class _Workers:
+    "Tokenize blocks of texts in `n` processes, or in this one where `n` is 1"
+    def __init__(self, lang, n):
+        self.lang,self.ahead = lang,2*n if n>1 else 0
+        self.pool = ProcessPoolExecutor(n, multiprocessing.get_context('fork' if sys.platform=='linux' else 'spawn'), _start_worker) if n>1 else None
+
+    def __enter__(self): return self
+    def __exit__(self, *args):
+        if self.pool: self.pool.shutdown(cancel_futures=True)
+
+    def submit(self, block):
+        "A function that waits for the `Tokens` of `block`"
+        if not self.pool: return partial(_tokenize, block, self.lang, False)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', DeprecationWarning) # of forking beside threads: these processes use none of what those may hold
+                return partial(self._result, block, self.pool.submit(_tokenize, block, self.lang, False))
+        except BrokenProcessPool: return partial(self._alone, block)
+
+    def _result(self, block, job):
+        try: return job.result()
+        except BrokenProcessPool: return self._alone(block)
+
+    def _alone(self, block):
+        if self.pool: warnings.warn('a process that tokenized has died (out of memory?): going on with one process, more slowly')
+        self.pool = None
+        return _tokenize(block, self.lang, False)
+
+def _shards(texts, folder, lang, workers):
+    "For each block of `texts` its file, its `Tokens`, and how much of the corpus was read up to there; reads what is on disk, makes and saves the rest"
+    todo,blocks = deque(),_blocks(texts)
+    head = list(itertools.islice(blocks, 3))
+    with _Workers(lang, workers if len(head)>2 else 1) as pool:
+        for block in itertools.chain(head, blocks):
+            file = folder/f'{_cache_key(block, lang)}.npz'
+            toks = _cached(file, len(block))
+            todo.append((file, pool.submit(block) if toks is None else toks, texts.pct))
+            while len(todo) > pool.ahead: yield _saved(*todo.popleft())
+        while todo: yield _saved(*todo.popleft())
+
+def _saved(file, toks, pct):
+    if callable(toks):
+        toks = toks()
+        with _disk(file): toks.save(file)
+    return file,toks,pct
+
+@contextmanager
+def _disk(file):
+    "A context in which a failure to write `file` becomes an `UlmfitError`"
+    try: yield
+    except OSError as e: raise UlmfitError(f"cannot write '{file}' ({e.strerror or e}): make room there or pass another path. What was finished is kept, and the next run goes on from there") from e
+
+# %% ../nbs/10_data.ipynb #9b0b9434
+def tokenize_corpus(
+    corpus,                # What `TextStream` reads: a folder, a file, a DataFrame or an iterable of texts
+    lang:str='en',         # spaCy's code of the language
+    path:str|Path='.',     # The shards are in its folder `.ulmfit_cache/corpus`
+    text_col='text',       # Column of a table that holds the texts
+    max_docs:int=None,     # At most so many documents
+    workers:int=None,      # Processes that tokenize; None: one for each processor, 8 at most
+    progress:bool=True     # Show a bar where there is more than one block?
+) -> 'Corpus':             # On disk; `.cache_hit` says whether nothing had to be tokenized
+    "Tokenize a corpus of any size as a stream; goes on where an earlier run was stopped. Raises `UlmfitError` where the corpus cannot be read or the shards not written"
+    texts,folder = TextStream(corpus, text_col, max_docs),Path(path)/'.ulmfit_cache'/'corpus'
+    _writable(folder)
+    _splitter(lang)
+    files,lens,count,hit,bar = [],[],Counter(),True,None
+    for file,toks,pct in _shards(texts, folder, lang, ifnone(workers, min(8, num_cpus()))):
+        files.append(file)
+        lens.append(np.diff(toks.offs))
+        count.update(toks.counts())
+        hit = hit and toks.cache_hit
+        if progress and not hit and len(files)==2:
+            bar = progress_bar(range(100), leave=False)
+            bar.update(0)
+        if bar: bar.update(min(99, max(1, int(100*pct))))
+    if bar: bar.update(100)
+    return Corpus(files, np.concatenate([[0], np.concatenate(lens).cumsum()]), Counter(dict(sorted(count.items()))), hit)
+
+class Corpus:
+    "A tokenized corpus on disk; what `Tokens` is in memory"
+    def __init__(self, files, offs, count, cache_hit=False): store_attr()
+    def __len__(self): return len(self.offs)-1
+    def __repr__(self): return f'Corpus({len(self):,} documents, {self.offs[-1]:,} tokens, {len(self.count):,} of them different)'
+    def counts(self) -> Counter:
+        "How often each token occurs, in alphabetical order"
+        return self.count
+
+    def numericalize(self, processor:TextProcessor) -> np.ndarray:
+        "All tokens in the ids of `processor`'s vocabulary: a file of 16 or 32 bits a token, made once and mapped into memory"
+        file  = self.files[0].with_name(f'ids-{_cache_key([o.name for o in self.files]+processor.vocab, processor.lang)}.npy')
+        shape = (int(self.offs[-1]),)
+        try:
+            ids = np.load(file, mmap_mode='r')
+            if (ids.shape,ids.dtype)==(shape,processor.dtype): return ids
+        except FileNotFoundError: pass
+        except (OSError,ValueError,EOFError) as e: warnings.warn(f"'{file}' is broken ({e}): making it again", stacklevel=2)
+        with _disk(file), atomic_write(file) as tmp, tmp.open('wb') as f:
+            np.lib.format.write_array_header_1_0(f, dict(descr=np.dtype(processor.dtype).str, fortran_order=False, shape=shape))
+            for o in self.files: f.write(_load_shard(o).numericalize(processor).data)
+        return np.load(file, mmap_mode='r')
+
+def _load_shard(file):
+    try: return Tokens.load(file)
+    except _unreadable as e: raise UlmfitError(f"the tokens in '{file}' can no longer be read ({e}): tokenize the corpus again") from e
+
+# %% ../nbs/10_data.ipynb #95929786
+def held_out(
+    n:int,           # Documents in all
+    pct:float=0.02,  # Share of them to hold out, about
+    seed:int=42      # Which ones
+) -> np.ndarray:     # Their numbers: one at least, and never all where there are two
+    "The documents held out: `i` is one of them if the `i`-th random number of `seed` is below `pct`"
+    if not 0 < pct < 1: raise UlmfitError(f'valid_pct={pct} leaves nothing on one side: pass a share between 0 and 1, such as 0.02')
+    u = np.random.default_rng(seed).random(n)
+    return np.flatnonzero(u < np.clip(pct, u.min()*(1+1e-9), u.max()))
 
 # %% ../nbs/10_data.ipynb #1a51cec5
 def text_vocab(dls:DataLoaders) -> list:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lm_sizes', 'lm_size', 'save_weights', 'read_weights', 'load_weights', 'direction', 'save_lm', 'make_dir',
            'load_fastai_lm', 'load_lm', 'match_vocab', 'lm_learner', 'coverage', 'finetune_lm', 'TimeBudget',
-           'read_corpus', 'corpus_dls', 'pretrain_lm']
+           'corpus_dls', 'pretrain_lm']
 
 # %% ../nbs/11_lm.ipynb #420c1078
 from fastai.text.all import *
@@ -13,7 +13,7 @@ from fastai.text.models.core import _model_meta
 from .callback.groups import *
 from .callback.schedule import *
 from .data import *
-import gzip,math,pickle,time,zlib
+import math,pickle,time
 from safetensors import SafetensorError
 from safetensors.torch import save,load_file
 
@@ -215,7 +215,7 @@ def coverage(
     "The share of the training tokens of `dls` that are in `vocab`; unknown words are not"
     known,words = set(vocab)-{UNK},text_vocab(dls)
     ids = dls.train.ids if hasattr(dls.train, 'ids') else np.concatenate([to_np(o[0]) for o in dls.train_ds])
-    counts = np.bincount(ids, minlength=len(words))
+    counts = sum(np.bincount(ids[i:i+2**22], minlength=len(words)) for i in range(0, max(len(ids), 1), 2**22))
     return sum(int(c) for w,c in zip(words, counts) if w in known)/max(int(counts.sum()), 1)
 
 # %% ../nbs/11_lm.ipynb #53c10fcb
@@ -278,36 +278,9 @@ def _fit_minutes(learn, minutes, lr_max, wd=None, cbs=None):
     learn.fit(n_epoch, lr_max, wd=wd, cbs=L(TimeBudget(minutes)) + L(cbs))
 
 # %% ../nbs/11_lm.ipynb #7dbf0aa0
-def read_corpus(
-    corpus, # Folder of `.txt` files, text file, table, DataFrame or list of strings
-    text_col:str='text', # Column of a table that holds the text
-    max_docs:int=None, # Read at most so many documents
-) -> list: # Documents, str
-    "Read the documents of a corpus. Raises `UlmfitError` where there is none"
-    if isinstance(corpus, (list, tuple, L)): texts = list(corpus)
-    elif isinstance(corpus, pd.DataFrame) or not _is_text(Path(corpus)):
-        df = corpus if isinstance(corpus, pd.DataFrame) else read_table(corpus)
-        if text_col not in df: raise UlmfitError(f"There is no column {text_col!r} in the corpus: it has {', '.join(map(str, df.columns))}")
-        texts = df[text_col].dropna().tolist()
-    else:
-        path = Path(corpus)
-        if not path.exists(): raise UlmfitError(f"There is no corpus at {path}: give a folder of text files, a text file or a table")
-        if path.is_dir(): texts = [_read_text(f) for f in sorted(path.rglob('*')) if f.is_file() and _is_text(f)][:max_docs]
-        else: texts = re.split(r'\n\s*\n', _read_text(path))
-    texts = [o for o in texts if str(o).strip()][:max_docs]
-    if not texts: raise UlmfitError(f"The corpus {corpus if isinstance(corpus, (str,Path)) else ''} has no text in it (of a folder, the .txt and .txt.gz files are read)")
-    return texts
-
-def _is_text(path): return path.is_dir() or not path.exists() or path.name.removesuffix('.gz').endswith('.txt')
-def _read_text(path):
-    try:
-        with (gzip.open if path.suffix=='.gz' else open)(path, 'rt', encoding='utf-8', errors='replace') as f: return f.read()
-    except (OSError, EOFError, zlib.error) as e: raise UlmfitError(f"{path} cannot be read ({e}): is the file whole?") from None
-
-# %% ../nbs/11_lm.ipynb #2fa1d85c
 def corpus_dls(
-    texts:list, # Documents
-    path='.', # Where the tokens are cached
+    corpus, # Folder of `.txt` files, text file, table, DataFrame or iterable of texts
+    path='.', # Where the tokens are kept
     lang:str='en', # spaCy's code of the language
     max_vocab:int=20000, # Size of the vocabulary
     min_freq:int=3, # Words that occur less often are unknown
@@ -316,18 +289,20 @@ def corpus_dls(
     bptt:int=70, # Tokens in a step
     valid_pct:float=0.02, # Share of the documents held out
     seed:int=42, # Which documents are held out
+    text_col:str='text', # Column of a table that holds the text
+    max_docs:int=None, # Read at most so many documents
+    workers:int=None, # Processes that tokenize; None: one for each processor, 8 at most
 ) -> UlmfitDataLoaders: # Of a language model; the held-out documents are the same in both directions
-    "Language-model data of a corpus, from one vocabulary and one split for both directions"
-    if len(texts)<2: raise UlmfitError("The corpus has one document only: some have to be held out. Documents in a text file are separated by blank lines")
-    toks = tokenize_once(texts, lang, path)
+    "Language-model data of a corpus, from one vocabulary and one split for both directions. Raises `UlmfitError` where there is no text"
+    toks = tokenize_corpus(corpus, lang, path, text_col, max_docs, workers)
+    if len(toks)<2: raise UlmfitError("The corpus has one document only: some have to be held out. Documents in a text file are separated by blank lines")
     processor = TextProcessor(make_vocab(toks.counts(), min_freq, max_vocab), lang)
-    valid = np.random.default_rng(seed).permutation(len(texts))[:max(1, round(len(texts)*valid_pct))]
-    return lm_dls(toks.numericalize(processor), toks.offs, valid, processor, backwards, bs=bs, bptt=bptt, path=path)
+    return lm_dls(toks.numericalize(processor), toks.offs, held_out(len(toks), valid_pct, seed), processor, backwards, bs=bs, bptt=bptt, path=path)
 
-# %% ../nbs/11_lm.ipynb #7a20b352
+# %% ../nbs/11_lm.ipynb #2fa1d85c
 @delegates(lm_learner, but=['dls','pretrained','verbose'])
 def pretrain_lm(
-    corpus, # Folder of `.txt` files, text file, table, DataFrame or list of strings
+    corpus, # Folder of `.txt` files, text file, table, DataFrame or iterable of texts; of any size
     path, # Folder for the language model, and for the cache of its tokens
     config:str|dict='small', # Sizes: a name in `lm_sizes`, or a dict
     backwards:bool=False, # Read from end to beginning?
@@ -343,13 +318,13 @@ def pretrain_lm(
     valid_pct:float=0.02, # Share of the documents held out to measure perplexity
     max_docs:int=None, # Use at most so many documents
     seed:int=42, # Which documents are held out, and the random numbers of training
+    workers:int=None, # Processes that tokenize; None: one for each processor, 8 at most
     cbs=None, # More callbacks
     **kwargs
 ) -> LMLearner: # Trained, and saved to `path`
     "Train a language model on general text (section 3.1) and save it. Both directions can share `path`: the text is then tokenized once"
     make_dir(path)
-    texts = read_corpus(corpus, text_col, max_docs)
-    dls = corpus_dls(texts, path, lang, max_vocab, 3, backwards, bs, bptt, valid_pct, seed)
+    dls = corpus_dls(corpus, path, lang, max_vocab, 3, backwards, bs, bptt, valid_pct, seed, text_col, max_docs, workers)
     set_seed(seed)
     learn = lm_learner(dls, config, drop_mult, path=Path(path), **kwargs)
     _check_folder(Path(path), list(text_vocab(dls)), _sizes(learn)) # better now than after the training
@@ -358,7 +333,7 @@ def pretrain_lm(
     else:               _fit_minutes(learn, minutes, lr_max, cbs=cbs)
     n_tok = len(learn.recorder.losses)*bs*bptt
     loss = learn.validate()[0]
-    save_lm(learn, path, perplexity=round(math.exp(loss), 2), tokens=n_tok, minutes=round((time.time()-began)/60, 1), documents=len(texts),
+    save_lm(learn, path, perplexity=round(math.exp(loss), 2), tokens=n_tok, minutes=round((time.time()-began)/60, 1), documents=len(dls.train_ds)+len(dls.valid_ds),
             tokens_per_second=round(n_tok/(time.time()-began)), drop_mult=drop_mult, lr_max=lr_max, epochs=round(len(learn.recorder.losses)/len(dls.train), 2), seed=seed)
     print(f"Perplexity {math.exp(loss):.1f} on documents held out, after {n_tok/1e6:.2f} million tokens; saved to {path}")
     return learn

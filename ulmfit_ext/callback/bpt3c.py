@@ -44,6 +44,14 @@ class RunningPool:
         self.pos[:n] = torch.where(higher, pos+start[:,None], self.pos[:n])
         self.last[:n] = torch.where((self.lens[:n]==start+lens)[:,None], out[lens-1, torch.arange(n, device=out.device)], self.last[:n])
 
+    def renew(self, stay, lens):
+        "Keep the rows `stay` (bools), and begin new ones for documents of `lens` tokens"
+        fill = dict(tot=0., last=0., max=-math.inf, pos=-1)
+        for k,v in fill.items():
+            old = getattr(self, k)
+            setattr(self, k, torch.cat([old[stay], old.new_full((len(lens), old.shape[1]), v)]))
+        self.lens = torch.cat([self.lens[stay], lens])
+
     def concat(self):
         "`[last, max, mean]` of each document, shape (batch, 3*n_out), in fastai's order; zeros for a document without tokens"
         lens = self.lens[:,None]
@@ -72,7 +80,7 @@ class _Dropped:
         self.dims  = [awd.n_hid]*(awd.n_layers-1) + [awd.emb_sz]
         weights = [self._weights(rnn, p) for rnn in awd.rnns]
         self.params = [self.emb] + [w for ws in weights if ws for w in ws]
-        self.layers = [self._layer(ws) if ws else _AsIs(rnn) for ws,rnn in zip(weights, awd.rnns)]
+        self.layers = [self._layer(ws, bs) if ws else _AsIs(rnn) for ws,rnn in zip(weights, awd.rnns)]
 
     @staticmethod
     def _weights(rnn, p):
@@ -84,10 +92,10 @@ class _Dropped:
         return [_w(f'{n}_l0') for n in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh')]
 
     @staticmethod
-    def _layer(ws):
+    def _layer(ws, bs):
         trains,device,dtype = torch.is_grad_enabled() and any(w.requires_grad for w in ws),ws[0].device.type,ws[0].dtype
         if torch.is_autocast_enabled(device): dtype = torch.get_autocast_dtype(device)
-        if device=='cpu' and dtype in (torch.float32, torch.float64): return StepLSTM(ws, trains)
+        if device=='cpu' and dtype in (torch.float32, torch.float64): return StepLSTM(ws, trains, bs)
         return TorchLSTM(ws, trains, dtype)
 
     @property
@@ -247,7 +255,7 @@ class _Read(torch.autograd.Function):
 class ChunkedEncoder(Module):
     "Read documents in chunks of `bptt` tokens and pool mean, max and last over all of each: the same result in any batch"
     memory_budget = 2**31 # bytes of activations beyond which `checkpoint='auto'` recomputes
-    rows = 64 # chunks go backward together, up to so many rows
+    rows = 48 # chunks go backward together, up to so many rows
     def __init__(self,
         module:AWD_LSTM, # The encoder proper
         bptt:int=70, # Tokens in a chunk; the state is carried from one to the next
@@ -270,6 +278,37 @@ class ChunkedEncoder(Module):
         with torch.set_grad_enabled(grad): pooled,ar,tar = _Read.apply(reading, *reading.drop.params) if grad else reading.forward()
         pooled = pooled[order.argsort()]
         return (pooled,ar,tar) if grad and self.module.training else (pooled,None,None)
+
+    @torch.no_grad()
+    def pool_each(self,
+        docs:list, # LongTensors of ids, without padding
+        max_tokens:int=None, # Tokens read at a time; default: 1,536 on the CPU, 32,768 elsewhere
+        steps:int=None, # Tokens of a document read at a time, `bptt` at most; default: at least 16 on the CPU, and more for few documents
+    ): # Yields positions in `docs`, and what is pooled from these, shape (positions, 3*emb_sz)
+        "Pool documents, any number of any lengths, the longest first, without padding and without gradient"
+        device = self.module.encoder.weight.device
+        max_tokens = max_tokens or (1536 if device.type=='cpu' else 32768)
+        steps = steps or min(self.bptt, max(16 if device.type=='cpu' else self.bptt, max_tokens//len(docs)))
+        rows  = max(1, max_tokens//steps)
+        lens,ids = tensor([len(o) for o in docs]).to(device),torch.cat(docs).to(device)
+        begin,queue,doc = lens.cumsum(0)-lens,lens.argsort(descending=True)[:int((lens>0).sum())],lens[:0]
+        drop,pos = _Dropped(self.module, min(rows, len(docs))),lens[:0]
+        state,pool = drop.zeros(0),RunningPool(lens[:0], self.module.emb_sz, torch.promote_types(drop.emb.dtype, torch.float32))
+        if len(queue)<len(lens): yield (lens==0).nonzero()[:,0], pool.tot.new_zeros(len(lens)-len(queue), 3*pool.tot.shape[1])
+        while len(doc) or len(queue):
+            stay = pos<lens[doc]
+            if not stay.all(): yield doc[~stay], pool.concat()[~stay]
+            new,queue = queue[:rows-int(stay.sum())],queue[rows-int(stay.sum()):]
+            if len(new) or not stay.all():
+                doc,pos = torch.cat([doc[stay], new]),torch.cat([pos[stay], torch.zeros_like(new)])
+                state = [[torch.cat([o[stay], o.new_zeros(len(new), o.shape[1])]) for o in hc] for hc in state]
+                pool.renew(stay, lens[new])
+            if not len(doc): break
+            l = (lens[doc]-pos).clamp(max=steps)
+            x = ids[(begin[doc]+pos+torch.arange(int(l.max()), device=device)[:,None]).clamp(max=len(ids)-1)]
+            out,state = drop.read(x, slice(None), state)
+            pool.add(out, l, pos)
+            pos = pos+l
 
     def recomputes(self,
         lens:Tensor, # Tokens of each document that gradients reach

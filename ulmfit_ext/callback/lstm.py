@@ -12,13 +12,14 @@ from fastai.text.all import *
 # %% ../../nbs/03_callback.lstm.ipynb #ffff5d63
 def packed(
     w:Tensor, # Matrix, shape (n_out, n_in)
-): # A function of rows, shape (rows, n_in), that gives `rows @ w.T`
-    "`F.linear` by `w` without bias, with `w` laid out once for products of few rows where PyTorch can; no gradient"
-    if w.dtype==torch.float32 and w.device.type=='cpu' and torch.backends.mkldnn.is_available():
-        try: p = torch.ops.mkldnn._reorder_linear_weight(w.detach().contiguous(), 64)
+    rows:int=64, # About how many rows at a time; for three or fewer there is nothing to gain
+): # A function of rows `x`, shape (rows, n_in), and `plus`, shape (rows, n_out), that gives `plus + x @ w.T`, in `out` where given
+    "Products by `w`, laid out once for products of few rows where PyTorch can; no gradient"
+    if rows>3 and w.dtype==torch.float32 and w.device.type=='cpu' and torch.backends.mkldnn.is_available():
+        try: p,f = torch.ops.mkldnn._reorder_linear_weight(w.detach().contiguous(), rows),torch.ops.mkldnn._linear_pointwise.default
         except (AttributeError, RuntimeError, NotImplementedError): pass
-        else: return lambda x: torch.ops.mkldnn._linear_pointwise(x, p, None, 'none', [], '')
-    return partial(F.linear, weight=w)
+        else: return lambda x, plus, out=None: torch.add(plus, f(x, p, None, 'none', [], ''), out=out)
+    return lambda x, plus, out=None: torch.addmm(plus, x, w.T, out=out)
 
 # %% ../../nbs/03_callback.lstm.ipynb #82073631
 _d_sigmoid,_d_tanh = torch.ops.aten.sigmoid_backward.grad_input,torch.ops.aten.tanh_backward.grad_input
@@ -30,10 +31,11 @@ class StepLSTM:
     def __init__(self,
         weights, # `weight_ih`, `weight_hh`, `bias_ih`, `bias_hh`, as in `nn.LSTM`
         trains:bool=True, # Are gradients of the weights wanted?
+        rows:int=64, # About how many rows are read at a time
     ):
         self.w_ih,self.w_hh,b_ih,b_hh = [w.detach() for w in weights]
         self.b,self.trains,self.grad = b_ih+b_hh,trains,None
-        self.by_hh = packed(self.w_hh)
+        self.by_hh = packed(self.w_hh, rows)
 
     def tape(self,
         steps:int, # Steps in each chunk
@@ -62,9 +64,11 @@ class StepLSTM:
         w_x = torch.addmm(self.b, x.flatten(0, 1), self.w_ih.T, out=g.flatten(0, 1) if g is not None and g.is_contiguous() else None)
         w_x = w_x.view(*x.shape[:2], -1)
         if g is None: g = w_x
-        for a,b,gt,i,f,z,o,c,h1,c1,h in zip(w_x, g[...,:2*h.shape[1]], g, *g.chunk(4, 2), cs, hs[1:], cs[1:], hs):
-            torch.add(a, self.by_hh(h), out=gt)
-            b.sigmoid_(), z.tanh_(), o.sigmoid_()
+        from_zero = not h.any() # then the first step has nothing to multiply
+        for t,(wx,gt,i_f,i,f,z,o,h,c,h1,c1) in enumerate(zip(w_x, g, g[...,:2*h.shape[1]], *g.chunk(4, 2), hs, cs, hs[1:], cs[1:])):
+            if t or not from_zero: self.by_hh(h, wx, gt)
+            else: gt.copy_(wx)
+            i_f.sigmoid_(), z.tanh_(), o.sigmoid_()
             torch.addcmul(f*c, i, z, out=c1)
             torch.mul(c1.tanh(), o, out=h1)
         if lens is None: return hs[1:], hs[-1].clone(), cs[-1].clone()
@@ -80,16 +84,17 @@ class StepLSTM:
         "Gradients of what was read; those of the weights are added to `grad`"
         x,g,hs,cs = tape
         d_h,d_c = [torch.zeros_like(hs[0]) if o is None else o.clone() for o in (d_h,d_c)]
-        for gt,i,f,z,o,c,c1,d in reversed(list(zip(g, *g.chunk(4, 2), cs, cs[1:], d_out))):
-            d,tanh_c = d+d_h,c1.tanh()
+        d = d_out[-1] + d_h
+        for gt,i,f,z,o,c,c1,d_before in reversed(list(zip(g, *g.chunk(4, 2), cs, cs[1:], [torch.zeros_like(d), *d_out]))):
+            tanh_c = c1.tanh()
             d_c += _d_tanh(d*o, tanh_c, grad_input=torch.empty_like(d_c))
             d_i,d_f,d_z,d_o = d_c*z, d_c*c, d_c*i, d*tanh_c
             d_c *= f
-            for fn,d,out in ((_d_sigmoid,d_i,i), (_d_sigmoid,d_f,f), (_d_tanh,d_z,z), (_d_sigmoid,d_o,o)): fn(d, out, grad_input=out)
-            d_h = self.by_hh_T(gt)
+            for fn,d_gate,gate in ((_d_sigmoid,d_i,i), (_d_sigmoid,d_f,f), (_d_tanh,d_z,z), (_d_sigmoid,d_o,o)): fn(d_gate, gate, grad_input=gate)
+            d = self.by_hh_T(gt, d_before)
         g = g.flatten(0, 1)
         if self.trains: self._add(g, x.flatten(0, 1), hs[:-1].flatten(0, 1))
-        return (g @ self.w_ih).view_as(x) if needs_x else None, d_h, d_c
+        return (g @ self.w_ih).view_as(x) if needs_x else None, d, d_c
 
     def _add(self, g, x, h):
         if self.grad is None: self.grad = [torch.zeros_like(o) for o in (self.w_ih,self.w_hh,self.b)]
