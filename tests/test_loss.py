@@ -225,6 +225,25 @@ def test_mixed_precision():
         learn.remove_cb(LinearCrossEntropy)
         np.testing.assert_allclose(got, learn.validate(), rtol=1e-4)
 
+@pytest.mark.parametrize('dtype', [torch.float, torch.bfloat16])
+def test_precision_is_that_of_autocast(dtype):
+    "Also where what comes before the output layer was left in 32 bits"
+    torch.manual_seed(0)
+    h,w,b = torch.randn(20, 8).to(dtype),torch.randn(50, 8, requires_grad=True),torch.randn(50, requires_grad=True)
+    targ = torch.randint(0, 50, (20,))
+    with torch.autocast('cpu', torch.bfloat16): want = F.linear(h, w, b).float()
+    ours = LinearLogits(h, w, b, block=150, amp=torch.bfloat16).float()
+    assert torch.equal(ours.logits, want)
+    a,b = F.cross_entropy(ours, targ, reduction='none'),F.cross_entropy(want, targ, reduction='none')
+    assert a.dtype==torch.float and torch.equal(a, b)
+
+def test_wrong_arguments_are_pytorchs_to_refuse():
+    layer = [torch.randn(4, 8), torch.randn(50, 8)]
+    targ = torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match='not a valid value for reduction'): F.cross_entropy(LinearLogits(*layer), targ, reduction='max')
+    with pytest.raises(ValueError, match='batch_size'): F.cross_entropy(LinearLogits(*layer), targ[:3])
+    with pytest.raises((IndexError,RuntimeError)): F.cross_entropy(LinearLogits(*layer), targ+50)
+
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('last', [False, True])
 @pytest.mark.parametrize('others', [[GradientAccumulation(24)], [GradientClip(0.1)], [MixedPrecision()], [MixedPrecision(AMPMode.BF16), GradientAccumulation(16), GradientClip()],

@@ -173,8 +173,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'ulmfit_ext.callback.bpt3c._Reading.forward': ( 'callback.bpt3c.html#_reading.forward',
                                                                                            'ulmfit_ext/callback/bpt3c.py'),
                                            'ulmfit_ext.callback.bpt3c._mask': ('callback.bpt3c.html#_mask', 'ulmfit_ext/callback/bpt3c.py'),
-                                           'ulmfit_ext.callback.bpt3c._times': ( 'callback.bpt3c.html#_times',
-                                                                                 'ulmfit_ext/callback/bpt3c.py'),
                                            'ulmfit_ext.callback.bpt3c.left_align': ( 'callback.bpt3c.html#left_align',
                                                                                      'ulmfit_ext/callback/bpt3c.py')},
             'ulmfit_ext.callback.groups': { 'ulmfit_ext.callback.groups.DiscriminativeLR': ( 'callback.groups.html#discriminativelr',

@@ -10,6 +10,7 @@ from .callback.groups import *
 from .callback.schedule import *
 from .callback.unfreeze import *
 from .callback.bpt3c import *
+from .callback.loss import *
 from .data import *
 from .lm import *
 from .classifier import *

@@ -802,7 +802,7 @@ def _parquet_texts(f, col):
     from pyarrow.parquet import ParquetFile
     with tempfile.TemporaryFile() as tmp:
         if isinstance(f, gzip.GzipFile): shutil.copyfileobj(f, tmp)
-        file = ParquetFile(tmp if isinstance(f, gzip.GzipFile) else f)
+        file = ParquetFile(tmp if isinstance(f, gzip.GzipFile) else f, pre_buffer=False)
         _column(pd.DataFrame(columns=file.schema_arrow.names), col, 'text_col')
         for rows in file.iter_batches(1000, columns=[col]): yield from rows.column(0).to_pylist()
 

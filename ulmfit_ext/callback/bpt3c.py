@@ -59,13 +59,12 @@ class RunningPool:
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #0b527ed8
 def _mask(x, shape, p): return dropout_mask(x, shape, p) if p else None
-def _times(x, mask):    return x if mask is None else x*mask
 
 class _AsIs:
     "A layer of another kind, such as one in 8-bit integers: for reading only"
     joins = trains = False
     def __init__(self, rnn): store_attr()
-    def read(self, x, h, c, tape=None, lens=None):
+    def read(self, x, h, c, tape=None, lens=None, mask=None):
         out,(h,c) = self.rnn(x.transpose(0, 1), (h[None],c[None]))
         return out.transpose(0, 1), h[0], c[0]
 
@@ -114,7 +113,7 @@ class _Dropped:
         out,new = F.embedding(x, self.emb.detach()),[]
         if self.word is not None: out = out * self.word[x]
         for layer,mask,hc,tape in zip(self.layers, self.masks, state, tapes or [None]*len(state)):
-            out,*hc = layer.read(_times(out, None if mask is None else mask[rows]), *hc, tape, lens)
+            out,*hc = layer.read(out, *hc, tape, lens, None if mask is None else mask[rows])
             new.append(hc)
         return out, new
 
@@ -235,7 +234,7 @@ class _Reading:
         for l in reversed(range(drop.lowest, len(tapes))):
             d_hc = [None]*2 if d_state is None else [F.pad(o, (0,0,0,len(group.rows)-len(o))) for o in d_state[l]]
             d,*res[l] = drop.layers[l].backward(tapes[l], d, *d_hc, l>drop.lowest or d_emb is not None)
-            if d is not None: d = _times(d, None if drop.masks[l] is None else drop.masks[l][group.rows])
+            if d is not None and drop.masks[l] is not None: d = d*drop.masks[l][group.rows]
         if d_emb is not None:
             if drop.word is not None: d = d*drop.word[group.x]
             d_emb.index_add_(0, group.x.flatten(), d.flatten(0, 1).to(d_emb.dtype))
@@ -255,7 +254,7 @@ class _Read(torch.autograd.Function):
 class ChunkedEncoder(Module):
     "Read documents in chunks of `bptt` tokens and pool mean, max and last over all of each: the same result in any batch"
     memory_budget = 2**31 # bytes of activations beyond which `checkpoint='auto'` recomputes
-    rows = 48 # chunks go backward together, up to so many rows
+    rows = 64 # chunks go backward together, up to so many rows
     def __init__(self,
         module:AWD_LSTM, # The encoder proper
         bptt:int=70, # Tokens in a chunk; the state is carried from one to the next

@@ -92,13 +92,14 @@ def _plain(o): return o.as_subclass(Tensor) if isinstance(o, Tensor) else o
 def _fused(self:LinearLogits, label_smoothing):
     "Can PyTorch's own function be used?"
     types = {self.dtype, *[o.dtype for o in (self.hidden, self.weight, self.bias) if o is not None]}
-    return hasattr(F, 'linear_cross_entropy') and label_smoothing==0 and types in ({torch.float32}, {torch.float64})
+    return hasattr(F, 'linear_cross_entropy') and label_smoothing==0 and self.amp is None and types in ({torch.float32}, {torch.float64})
 
 @patch
 def cross_entropy(self:LinearLogits, targ, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction='mean', label_smoothing=0.):
     "As `F.cross_entropy`: in blocks, where there are rows of logits with one class number each"
     kw = dict(weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing)
-    if self.ndim!=2 or targ.ndim!=1 or targ.dtype!=torch.int64 or size_average is not None or reduce is not None:
+    rows = self.ndim==2 and targ.ndim==1 and targ.dtype==torch.int64
+    if not rows or reduction not in ('none','mean','sum') or size_average is not None or reduce is not None:
         return F.cross_entropy(self.logits, targ, size_average=size_average, reduce=reduce, reduction=reduction, **kw)
     layer,targ = [_plain(o) for o in (self.hidden, self.weight, self.bias)],_plain(targ)
     grad = torch.is_grad_enabled() and any(o is not None and o.requires_grad for o in layer)
@@ -218,7 +219,7 @@ def bptt_lengths(
 # %% ../../nbs/05_callback.loss.ipynb #f9dfc1c1
 @docs
 class VariableBPTT(Callback):
-    "Train a language model with batches of varying length, each with a learning rate in proportion (Merity et al. 2017, section 5)"
+    "Train a language model with batches of varying length, each with a learning rate in proportion (Merity et al. 2017)"
     order,run_valid = Recorder.order-1,False # after those that may cancel a step, before the rates are recorded
     def __init__(self,
         p:float=0.95, # Share of the batches that are around `bptt` long; the others around half of it
@@ -271,5 +272,5 @@ class VariableBPTT(Callback):
 
     _docs = dict(before_fit="Raise `TypeError` where the loader cannot vary its batches", before_train="Draw the lengths of the epoch's batches",
                  after_backward="Note how long the batch was", before_step="Multiply each group's rate by the length over `bptt`",
-                 after_step="Put the rates back", after_cancel_step="Put the rates back", after_cancel_batch="Put the rates back", after_train="Read batches of `bptt` tokens again",
-                 after_fit="Read batches of `bptt` tokens again")
+                 after_step="Put the rates back", after_cancel_step="Put the rates back", after_cancel_batch="Put the rates back",
+                 after_train="Read batches of `bptt` tokens again", after_fit="Read batches of `bptt` tokens again")

@@ -56,10 +56,12 @@ class StepLSTM:
         c:Tensor, # Cell before the first step, shape (rows, n_out)
         tape:tuple=None, # Where to leave what `backward` needs
         lens:Tensor=None, # The state after so many steps of each row is wanted, shape (rows,); None: after all
+        mask:Tensor=None, # Dropout of the inputs, shape (rows, n_in); `backward` gives the gradient of the inputs as dropped
     ) -> tuple: # Outputs (steps, rows, n_out); output and cell at the end
         "Read `x` from the state `h,c`"
-        xs,g,hs,cs = tape or (x, None, *(o.new_empty(len(x)+1, *o.shape) for o in (h,c)))
-        if xs is not x: xs.copy_(x)
+        xs,g,hs,cs = tape or (None, None, *(o.new_empty(len(x)+1, *o.shape) for o in (h,c)))
+        if mask is not None:    x = torch.mul(x, mask, out=xs)
+        elif tape is not None:  x = xs.copy_(x)
         hs[0],cs[0] = h,c
         w_x = torch.addmm(self.b, x.flatten(0, 1), self.w_ih.T, out=g.flatten(0, 1) if g is not None and g.is_contiguous() else None)
         w_x = w_x.view(*x.shape[:2], -1)
@@ -125,8 +127,9 @@ class TorchLSTM:
     def tape(self, steps, rows): return []
     def part(self, tape, start, stop): return tape
 
-    def read(self, x, h, c, tape=None, lens=None):
+    def read(self, x, h, c, tape=None, lens=None, mask=None):
         keep = tape is not None
+        if mask is not None: x = x*mask
         with torch.set_grad_enabled(keep), torch.autocast(x.device.type, enabled=False):
             ins = x,h,c = [o.detach().to(self.ws[0].dtype).contiguous().requires_grad_(keep) for o in (x,h,c)]
             args = self.ws, True, 1, 0., keep, False
