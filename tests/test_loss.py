@@ -241,7 +241,7 @@ def test_wrong_arguments_are_pytorchs_to_refuse():
     layer = [torch.randn(4, 8), torch.randn(50, 8)]
     targ = torch.zeros(4, dtype=torch.long)
     with pytest.raises(ValueError, match='not a valid value for reduction'): F.cross_entropy(LinearLogits(*layer), targ, reduction='max')
-    with pytest.raises(ValueError, match='batch_size'): F.cross_entropy(LinearLogits(*layer), targ[:3])
+    with pytest.raises(ValueError, match='batch_size'): F.cross_entropy(LinearLogits(*layer, block=50), targ[:3])
     with pytest.raises((IndexError,RuntimeError)): F.cross_entropy(LinearLogits(*layer), targ+50)
 
 @pytest.mark.filterwarnings('ignore')

@@ -98,7 +98,7 @@ def _fused(self:LinearLogits, label_smoothing):
 def cross_entropy(self:LinearLogits, targ, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction='mean', label_smoothing=0.):
     "As `F.cross_entropy`: in blocks, where there are rows of logits with one class number each"
     kw = dict(weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing)
-    rows = self.ndim==2 and targ.ndim==1 and targ.dtype==torch.int64
+    rows = self.ndim==2 and targ.shape==self.shape[:1] and targ.dtype==torch.int64
     if not rows or reduction not in ('none','mean','sum') or size_average is not None or reduce is not None:
         return F.cross_entropy(self.logits, targ, size_average=size_average, reduce=reduce, reduction=reduction, **kw)
     layer,targ = [_plain(o) for o in (self.hidden, self.weight, self.bias)],_plain(targ)
