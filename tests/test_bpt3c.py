@@ -144,14 +144,41 @@ def test_bf16_autocast():
     for x,y in zip(a, b):
         if x is not None and x.abs().max()>0: assert y.dtype==torch.float32 and 0 < (x-y).norm()/x.norm() < .1
 
-def test_pool_each_keeps_at_most_max_tokens_and_any_order():
-    enc = classifier(dtype=torch.float32)[0].eval()
+@pytest.mark.parametrize('most,steps', [(16,4), (5,None), (None,None), (7,50)])
+def test_pool_each_in_any_order_and_reads_at_most_max_tokens(most, steps, monkeypatch):
+    enc,seen,read = classifier(dtype=torch.float32)[0].eval(),[],_Dropped.read
+    monkeypatch.setattr(_Dropped, 'read', lambda self, x, *args: (seen.append(x.numel()), read(self, x, *args))[1])
     docs = [o[o!=1] for o in batch()]
     want = torch.cat([enc(d[None])[0] for d in docs]).detach()
     for order in itertools.islice(itertools.permutations(range(6)), 0, 720, 77):
         got = torch.empty(6, 18)
-        for i,o in enc.pool_each([docs[j] for j in order], 16, 4): got[i] = o
+        seen.clear()
+        for i,o in enc.train(order[0]==5).pool_each([docs[j] for j in order], most, steps): got[i] = o # no dropout in training mode either
         assert torch.allclose(got, want[list(order)], atol=1e-6)
+        assert most is None or max(seen)<=most
+    assert not list(enc.pool_each([]))
+
+def test_nothing_is_kept_after_backward():
+    "Whoever keeps the prediction does not keep gradients and layouts of matrices"
+    model = classifier(dtype=torch.float32)
+    pooled,ar,tar = model[0](batch())
+    (pooled.sum()+ar).backward()
+    for o in pooled.grad_fn.next_functions[0][0].reading.drop.layers: assert o.grad is None and not {'by_hh','by_hh_T'} & set(vars(o))
+
+def test_half_model():
+    model = classifier(dtype=torch.bfloat16)
+    model(batch())[0].float().sum().backward()
+    assert torch.isfinite(model[0].module.encoder.weight.grad).all()
+
+def test_subclass_of_tensor():
+    "fastai's loaders give `TensorText`: nothing inside sees it"
+    model = classifier()
+    out = model[0](TensorText(batch()))[0]
+    assert type(out) is Tensor
+
+def test_no_documents():
+    model = classifier().eval()
+    assert model[0](batch()[:0])[0].shape==(0,18)
 
 @cuda
 @pytest.mark.parametrize('amp', [None,torch.float16,torch.bfloat16])
@@ -168,3 +195,20 @@ def test_gpu_weights_are_contiguous():
         warnings.simplefilter('error') # cuDNN warns where it has to copy the weights together
         gradients(classifier(dtype=torch.float32, device='cuda'))
         gradients(classifier(dtype=torch.float32, device='cuda'), amp=torch.float16)
+
+@cuda
+@pytest.mark.parametrize('amp', [AMPMode.FP16,AMPMode.BF16])
+def test_gpu_mixed_precision_fits(amp, tmp_path):
+    "A classifier and a language model, as a user would fit them"
+    from ulmfit_ext.callback.loss import LinearCrossEntropy
+    rng = np.random.default_rng(0)
+    df  = pd.DataFrame([(' '.join(rng.choice([f'w{j}' for j in range(10*k, 10*k+20)], 60)), 'ab'[k]) for k in (0,1)*40], columns=['text','label'])
+    cfg = dict(emb_sz=16, n_hid=24, n_layers=2)
+    clas = TextDataLoaders.from_df(df, tok_tfm=BaseTokenizer(), text_col='text', label_col='label', bs=16, seq_len=20, path=tmp_path, device='cuda')
+    lm   = TextDataLoaders.from_df(df, tok_tfm=BaseTokenizer(), text_col='text', is_lm=True, bs=16, seq_len=20, path=tmp_path, device='cuda')
+    for learn in (text_classifier_learner(clas, AWD_LSTM, config=cfg, pretrained=False, cbs=BPT3C(20)),
+                  language_model_learner(lm, AWD_LSTM, config=cfg, pretrained=False, cbs=LinearCrossEntropy())):
+        learn.add_cb(MixedPrecision(amp))
+        with learn.no_bar(), learn.no_logging(): learn.fit(4, 0.01)
+        first,last = learn.recorder.losses[0],learn.recorder.losses[-1]
+        assert torch.isfinite(last) and last<first

@@ -12,6 +12,7 @@ from fastai.text.all import *
 from fastai.text.models.core import _model_meta
 from .callback.groups import *
 from .callback.schedule import *
+from .callback.loss import *
 from .data import *
 import math,pickle,time
 from safetensors import SafetensorError
@@ -236,9 +237,15 @@ def finetune_lm(
     "Fine-tune a language model on the target's text, with discriminative rates and a slanted triangle (section 3.2)"
     learn = lm_learner(dls.lm(backwards) if isinstance(dls, UlmfitDls) else dls, config, drop_mult, pretrained, **kwargs)
     cbs = L(cbs) + (L(DiscriminativeLR(factor)) if pretrained is not None else L())
-    if minutes is None: learn.fit_stlr(n_epoch, lr_max, wd=wd, cbs=cbs)
-    else:               _fit_minutes(learn, minutes, lr_max, wd, cbs)
+    with _light(learn):
+        if minutes is None: learn.fit_stlr(n_epoch, lr_max, wd=wd, cbs=cbs)
+        else:               _fit_minutes(learn, minutes, lr_max, wd, cbs)
     return learn
+
+def _light(learn):
+    "A context in which `learn` makes no logits that nobody asks for"
+    has = len(learn._grab_cbs(LinearCrossEntropy)) or not isinstance(learn.loss_func, CrossEntropyLossFlat)
+    return learn.added_cbs([] if has else [LinearCrossEntropy()])
 
 # %% ../nbs/11_lm.ipynb #930e1279
 @docs
@@ -329,10 +336,11 @@ def pretrain_lm(
     learn = lm_learner(dls, config, drop_mult, path=Path(path), **kwargs)
     _check_folder(Path(path), list(text_vocab(dls)), _sizes(learn)) # better now than after the training
     began = time.time()
-    if minutes is None: learn.fit_one_cycle(n_epoch, lr_max, moms=(.8,.7,.8), cbs=cbs)
-    else:               _fit_minutes(learn, minutes, lr_max, cbs=cbs)
-    n_tok = len(learn.recorder.losses)*bs*bptt
-    loss = learn.validate()[0]
+    with _light(learn):
+        if minutes is None: learn.fit_one_cycle(n_epoch, lr_max, moms=(.8,.7,.8), cbs=cbs)
+        else:               _fit_minutes(learn, minutes, lr_max, cbs=cbs)
+        n_tok = len(learn.recorder.losses)*bs*bptt
+        loss = learn.validate()[0]
     save_lm(learn, path, perplexity=round(math.exp(loss), 2), tokens=n_tok, minutes=round((time.time()-began)/60, 1), documents=len(dls.train_ds)+len(dls.valid_ds),
             tokens_per_second=round(n_tok/(time.time()-began)), drop_mult=drop_mult, lr_max=lr_max, epochs=round(len(learn.recorder.losses)/len(dls.train), 2), seed=seed)
     print(f"Perplexity {math.exp(loss):.1f} on documents held out, after {n_tok/1e6:.2f} million tokens; saved to {path}")

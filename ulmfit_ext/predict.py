@@ -81,7 +81,7 @@ def int8_copy(
         try: int8 = torch.ao.quantization.quantize_dynamic(nn.ModuleList(map(_plain_lstm, rnns)), {nn.LSTM}, dtype=torch.qint8)
         except (AttributeError, ImportError, RuntimeError, NotImplementedError) as e:
             raise UlmfitError(f"quantize=True: PyTorch {torch.__version__} cannot quantize LSTMs here ({e}); use quantize=False") from e
-    return deepcopy(model, {id(rnns): int8}).cpu().eval()
+    return deepcopy(model, {id(rnns): int8}).cpu().eval().requires_grad_(False)
 
 # %% ../nbs/13_predict.ipynb #110a620d
 def _listed(texts):
@@ -112,12 +112,18 @@ class Predictor:
         "The probabilities of each text's classes, in the order of `texts`. Raises `UlmfitError` if `texts` is a single string"
         return probabilities(self.learn, self.logits(texts, progress))
 
-    def logits(self, texts, progress=True):
+    def logits(self,
+        texts, # Raw texts: a list, a Series, any iterable of `str`
+        progress:bool=True, # Show a bar if there is enough to do?
+    ) -> Tensor: # Shape (number of texts, number of classes), on the CPU
         "The model's outputs before softmax or sigmoid, for raw `texts`"
         texts = _listed(texts)
         return self.from_ids(encode_texts(self.learn.dls, texts) if texts else [], progress)
 
-    def from_ids(self, ids, progress=True):
+    def from_ids(self,
+        ids:list, # Ids of each text, in the learner's direction
+        progress:bool=True, # Show a bar if there is enough to do?
+    ) -> Tensor: # Shape (number of texts, number of classes), on the CPU
         "The model's outputs before softmax or sigmoid, for texts that have been encoded in the learner's direction"
         with self.learn.lock, reading_in_chunks(self.learn) as model: return self._run(ifnone(self.int8, model), ids, progress)
 

@@ -20,9 +20,9 @@ def left_align(
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #c1cfc4a7
 class RunningPool:
-    "Mean, max and last of the outputs of a batch of documents, gathered chunk by chunk, without gradient; rows are sorted, longest first"
+    "Mean, max and last of the outputs of a batch of documents, gathered chunk by chunk, without gradient; a chunk is that of the first rows"
     def __init__(self,
-        lens:Tensor, # Tokens in each document, shape (batch,), longest first
+        lens:Tensor, # Tokens in each document, shape (batch,)
         n_out:int, # Size of an output
         dtype:torch.dtype=torch.float32, # Type of the sums
     ):
@@ -44,8 +44,11 @@ class RunningPool:
         self.pos[:n] = torch.where(higher, pos+start[:,None], self.pos[:n])
         self.last[:n] = torch.where((self.lens[:n]==start+lens)[:,None], out[lens-1, torch.arange(n, device=out.device)], self.last[:n])
 
-    def renew(self, stay, lens):
-        "Keep the rows `stay` (bools), and begin new ones for documents of `lens` tokens"
+    def renew(self,
+        stay:Tensor, # Which rows to keep, bools of shape (batch,)
+        lens:Tensor, # Tokens in each document that begins, shape (new rows,)
+    ):
+        "Keep the rows `stay`, and begin new ones after them"
         fill = dict(tot=0., last=0., max=-math.inf, pos=-1)
         for k,v in fill.items():
             old = getattr(self, k)
@@ -70,8 +73,8 @@ class _AsIs:
 
 class _Dropped:
     "An `AWD_LSTM` with dropout applied, its masks drawn once for a batch of documents"
-    def __init__(self, awd, bs):
-        p = (lambda o: o) if awd.training else (lambda o: 0.)
+    def __init__(self, awd, bs, training):
+        p = (lambda o: o) if training else (lambda o: 0.)
         self.emb = awd.encoder.weight
         self.word  = _mask(self.emb.data, (len(self.emb), 1), p(awd.encoder_dp.embed_p))
         self.masks = [_mask(self.emb.data, (bs, awd.emb_sz), p(awd.input_dp.p))]
@@ -131,9 +134,11 @@ class _Group:
 
 class _Reading:
     "One batch of documents, read and pooled, and the gradient of that"
-    def __init__(self, enc, x, lens, grad):
+    def __init__(self, enc, x, lens):
         store_attr()
-        self.drop,self.training = _Dropped(enc.module, len(x)),enc.module.training
+        self.training = enc.module.training
+        self.drop = _Dropped(enc.module, len(x), self.training)
+        self.grad = grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.drop.params)
         self.skip = (lens-(enc.max_len or x.shape[1])).clamp(min=0) if grad else lens # tokens before those that gradients reach
         self.pool = RunningPool(lens, enc.module.emb_sz, torch.promote_types(self.drop.emb.dtype, torch.float32))
 
@@ -157,7 +162,7 @@ class _Reading:
         "Groups of chunks that go backward together: as many as `rows` allows, all of as many steps"
         b,keep = self.enc.bptt,not self.enc.recomputes(rest)
         alone,groups = self.enc.cross or (keep and not all(o.joins for o in self.drop.layers)),[]
-        for i in range(0, int(rest.max()), b):
+        for i in range(0, int(rest.max()) if len(rest) else 0, b):
             n,steps = int((rest>i).sum()),min(b, int(rest[0])-i)
             if alone or not groups or steps<groups[-1][0] or sum(groups[-1][1])+n>self.enc.rows: groups.append((steps,[]))
             groups[-1][1].append(n)
@@ -166,7 +171,7 @@ class _Reading:
     def _read_groups(self, state):
         "Read the rest of each document, chunk by chunk, and keep what the gradient needs; the means for AR and TAR"
         rest,sums,i,before = self.lens-self.skip,self.pool.tot.new_zeros(2),0,None
-        cols = self.skip[:,None] + torch.arange(int(rest.max()), device=rest.device)
+        cols = self.skip[:,None] + torch.arange(int(rest.max()) if len(rest) else 0, device=rest.device)
         x = self.x.gather(1, cols.clamp(max=self.x.shape[1]-1))
         self.n_out,self.n_pairs = rest.sum()*self.enc.module.emb_sz, (rest-1).clamp(min=0).sum()*self.enc.module.emb_sz
         self.groups,keep = self._plan(rest)
@@ -198,7 +203,6 @@ class _Reading:
     def backward(self, d_pooled, d_ar, d_tar):
         drop = self.drop
         d_emb,d_state = torch.zeros_like(drop.emb) if drop.emb.requires_grad else None,None
-        for o in drop.layers: o.grad = None
         for group in reversed(self.groups):
             tapes,group.tapes = group.tapes,None
             if tapes is None:
@@ -259,21 +263,23 @@ class ChunkedEncoder(Module):
         module:AWD_LSTM, # The encoder proper
         bptt:int=70, # Tokens in a chunk; the state is carried from one to the next
         max_len:int=None, # How many tokens, from the document's end, gradients reach; None: all
-        checkpoint:bool|str='auto', # Forget a chunk's activations and recompute them for its gradient? 'auto': when memory is short
+        checkpoint:bool|str='auto', # Forget a chunk's activations and recompute them for its gradient? 'auto': when a batch's would need more than `memory_budget`
         pad_idx:int=1, # The id of padding
         cross:bool=False, # Do gradients cross from a chunk into the one before? In the paper's code they do not
     ):
         store_attr()
 
-    def reset(self): self.module.reset()
+    def reset(self):
+        "As in fastai: forget the state, of which this encoder keeps none"
+        self.module.reset()
 
     def forward(self,
         x:Tensor, # Token ids, shape (batch, length), padded anywhere
     ) -> tuple: # `[last, max, mean]` of shape (batch, 3*emb_sz), and the means AR and TAR regularise (None unless training)
-        x,lens = left_align(x, self.pad_idx)
+        x,lens = left_align(x.as_subclass(Tensor), self.pad_idx) # a subclass would be asked at each of many small steps
         lens,order = lens.sort(descending=True, stable=True)
-        grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters())
-        reading = _Reading(self, x[order], lens, grad)
+        reading = _Reading(self, x[order], lens)
+        grad = reading.grad
         with torch.set_grad_enabled(grad): pooled,ar,tar = _Read.apply(reading, *reading.drop.params) if grad else reading.forward()
         pooled = pooled[order.argsort()]
         return (pooled,ar,tar) if grad and self.module.training else (pooled,None,None)
@@ -282,16 +288,17 @@ class ChunkedEncoder(Module):
     def pool_each(self,
         docs:list, # LongTensors of ids, without padding
         max_tokens:int=None, # Tokens read at a time; default: 1,536 on the CPU, 32,768 elsewhere
-        steps:int=None, # Tokens of a document read at a time, `bptt` at most; default: at least 16 on the CPU, and more for few documents
+        steps:int=None, # Tokens of a document read at a time; default: at most `bptt`, on the CPU 16 where there are many documents
     ): # Yields positions in `docs`, and what is pooled from these, shape (positions, 3*emb_sz)
-        "Pool documents, any number of any lengths, the longest first, without padding and without gradient"
+        "Pool documents, any number of any lengths, the longest first, without padding, dropout or gradient"
+        if not docs: return
         device = self.module.encoder.weight.device
         max_tokens = max_tokens or (1536 if device.type=='cpu' else 32768)
-        steps = steps or min(self.bptt, max(16 if device.type=='cpu' else self.bptt, max_tokens//len(docs)))
+        steps = min(max_tokens, steps or min(self.bptt, max(16 if device.type=='cpu' else self.bptt, max_tokens//len(docs))))
         rows  = max(1, max_tokens//steps)
-        lens,ids = tensor([len(o) for o in docs]).to(device),torch.cat(docs).to(device)
+        lens,ids = tensor([len(o) for o in docs]).to(device),torch.cat(docs).as_subclass(Tensor).to(device)
         begin,queue,doc = lens.cumsum(0)-lens,lens.argsort(descending=True)[:int((lens>0).sum())],lens[:0]
-        drop,pos = _Dropped(self.module, min(rows, len(docs))),lens[:0]
+        drop,pos = _Dropped(self.module, min(rows, len(docs)), training=False),lens[:0]
         state,pool = drop.zeros(0),RunningPool(lens[:0], self.module.emb_sz, torch.promote_types(drop.emb.dtype, torch.float32))
         if len(queue)<len(lens): yield (lens==0).nonzero()[:,0], pool.tot.new_zeros(len(lens)-len(queue), 3*pool.tot.shape[1])
         while len(doc) or len(queue):
@@ -325,9 +332,12 @@ class PooledClassifier(Module):
         layers:nn.Module, # The head's layers: two blocks of batch norm, dropout and linear
     ):
         self.layers = layers
-    def forward(self, inp):
+    def forward(self,
+        inp:tuple, # As `ChunkedEncoder` gives it
+    ) -> tuple: # Logits, and the means that TAR and AR regularise, where fastai's head has its outputs
+        "Classify what has been pooled"
         pooled,ar,tar = inp
-        return self.layers(pooled), tar, ar
+        return self.layers(pooled.to(one_param(self.layers).dtype)), tar, ar
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #80626a4f
 @docs
@@ -337,7 +347,7 @@ class BPT3C(Callback):
     def __init__(self,
         bptt:int=70, # Tokens in a chunk
         max_len:int=None, # How many tokens, from the document's end, gradients reach; None: all
-        checkpoint:bool|str='auto', # Forget a chunk's activations and recompute them? 'auto': when memory is short
+        checkpoint:bool|str='auto', # Forget a chunk's activations and recompute them? 'auto': when a batch's need more than 2 GiB (`ChunkedEncoder.memory_budget`)
         cross:bool=False, # Do gradients cross from a chunk into the one before? In the paper's code they do not
     ):
         if bptt<1: raise ValueError(f"bptt is {bptt}: a chunk has at least one token")
@@ -357,7 +367,7 @@ class BPT3C(Callback):
         model = get_model(self.learn.model)
         enc,head = (model[0],model[1]) if isinstance(model, nn.Sequential) and len(model)==2 else (None,None)
         awd = getattr(enc, 'module', None)
-        if not isinstance(awd, AWD_LSTM) or awd.n_dir!=1 or not hasattr(head, 'layers'):
+        if not isinstance(awd, AWD_LSTM) or type(awd).forward is not AWD_LSTM.forward or awd.n_dir!=1 or not hasattr(head, 'layers'):
             self.__dict__['_learn'] = None
             raise TypeError("BPT3C needs a text classifier over AWD_LSTM, as `text_classifier_learner` makes: "
                             f"this learner's model is a {type(model).__name__} of {', '.join(type(o).__name__ for o in model.children())}")

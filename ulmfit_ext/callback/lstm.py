@@ -16,7 +16,9 @@ def packed(
 ): # A function of rows `x`, shape (rows, n_in), and `plus`, shape (rows, n_out), that gives `plus + x @ w.T`, in `out` where given
     "Products by `w`, laid out once for products of few rows where PyTorch can; no gradient"
     if rows>3 and w.dtype==torch.float32 and w.device.type=='cpu' and torch.backends.mkldnn.is_available():
-        try: p,f = torch.ops.mkldnn._reorder_linear_weight(w.detach().contiguous(), rows),torch.ops.mkldnn._linear_pointwise.default
+        try:
+            p,f = torch.ops.mkldnn._reorder_linear_weight(w.detach().contiguous(), rows),torch.ops.mkldnn._linear_pointwise.default
+            f(w.new_zeros(1, w.shape[1]), p, None, 'none', [], '')
         except (AttributeError, RuntimeError, NotImplementedError): pass
         else: return lambda x, plus, out=None: torch.add(plus, f(x, p, None, 'none', [], ''), out=out)
     return lambda x, plus, out=None: torch.addmm(plus, x, w.T, out=out)
@@ -34,8 +36,7 @@ class StepLSTM:
         rows:int=64, # About how many rows are read at a time
     ):
         self.w_ih,self.w_hh,b_ih,b_hh = [w.detach() for w in weights]
-        self.b,self.trains,self.grad = b_ih+b_hh,trains,None
-        self.by_hh = packed(self.w_hh, rows)
+        self.b,self.trains,self.rows,self.grad = b_ih+b_hh,trains,rows,None
 
     def tape(self,
         steps:int, # Steps in each chunk
@@ -46,7 +47,11 @@ class StepLSTM:
         return tuple(self.b.new_empty(o) for o in ((steps,rows,n), (steps,rows,4*h), (steps+1,rows,h), (steps+1,rows,h)))
 
     @staticmethod
-    def part(tape, start, stop):
+    def part(
+        tape:tuple, # A tape
+        start:int, # First row
+        stop:int, # The row after the last
+    ) -> tuple: # A tape that shares memory with the first
         "The rows `start` to `stop` of a tape"
         return tuple(o[:,start:stop] for o in tape)
 
@@ -106,10 +111,22 @@ class StepLSTM:
         self.grad[2] += g.sum(0)
 
     @functools.cached_property
+    def by_hh(self): return packed(self.w_hh, self.rows)
+    @functools.cached_property
     def by_hh_T(self): return packed(self.w_hh.T)
 
-    def outputs(self, tape): return tape[2][1:]
-    def grads(self): return [None]*4 if self.grad is None else [*self.grad, self.grad[2]]
+    def outputs(self,
+        tape:tuple, # That `read` filled
+    ) -> Tensor: # Outputs, shape (steps, rows, n_out)
+        "What was read"
+        return tape[2][1:]
+
+    def grads(self) -> list: # As many as there are weights, None where `trains` is not so
+        "The gradients of the weights, which this layer then forgets, with the layouts of its matrices"
+        res = [None]*4 if self.grad is None else [*self.grad, self.grad[2]]
+        self.grad = None
+        for k in ('by_hh','by_hh_T'): vars(self).pop(k, None)
+        return res
 
 # %% ../../nbs/03_callback.lstm.ipynb #b4c09e36
 class TorchLSTM:
@@ -152,4 +169,7 @@ class TorchLSTM:
     def _add(self, d_ws): self.grad = d_ws if self.grad is None else [a.add_(b) for a,b in zip(self.grad, d_ws)]
 
     def outputs(self, tape): return tape[1][0].detach()
-    def grads(self): return ifnone(self.grad, [None]*4)
+
+    def grads(self):
+        res,self.grad = ifnone(self.grad, [None]*4),None
+        return res
