@@ -258,7 +258,7 @@ class _Read(torch.autograd.Function):
 class ChunkedEncoder(Module):
     "Read documents in chunks of `bptt` tokens and pool mean, max and last over all of each: the same result in any batch"
     memory_budget = 2**31 # bytes of activations beyond which `checkpoint='auto'` recomputes
-    rows = 64 # chunks go backward together, up to so many rows
+    rows = 48 # chunks go backward together, up to so many rows
     def __init__(self,
         module:AWD_LSTM, # The encoder proper
         bptt:int=70, # Tokens in a chunk; the state is carried from one to the next
