@@ -1,4 +1,18 @@
 "One thread a process, set before torch is imported: several run at once, and the threads of one would wait for the others'"
-import os
+import os,warnings
 
 for k in 'OMP_NUM_THREADS','MKL_NUM_THREADS': os.environ.setdefault(k, '1')
+
+import pytest
+
+def pytest_pycollect_makeitem(collector, name, obj):
+    "fastcore's `test_eq` and its like, which `from fastai... import *` brings, are no tests"
+    if name.startswith('test') and str(getattr(obj, '__module__', '')).startswith(('fastcore','fastai')): return []
+
+@pytest.fixture
+def strict_warnings():
+    "A warning of ours that a test does not expect is an error"
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        warnings.filterwarnings('ignore', module='(torch|plum|fastai|spacy).*')
+        yield

@@ -6,8 +6,6 @@ from ulmfit_ext.benchmark import *
 from ulmfit_ext.benchmark import Bench,rows
 from ulmfit_ext.data import UlmfitError
 
-for o in [o for o in globals() if o=='test' or o.startswith('test_')]: del globals()[o] # fastcore's helpers, which pytest would take for tests
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "Where the results go, and questions such as those of TREC-6"

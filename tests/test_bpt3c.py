@@ -6,8 +6,6 @@ from ulmfit_ext.callback.bpt3c import *
 from ulmfit_ext.callback.bpt3c import _Dropped
 from ulmfit_ext.callback.lstm import *
 
-for o in [o for o in globals() if o=='test' or o.startswith('test_')]: del globals()[o] # fastcore's helpers, which pytest would take for tests
-
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 lens = [50,33,32,20,7,1]
 

@@ -11,8 +11,6 @@ from ulmfit_ext.callback.schedule import *
 from ulmfit_ext.callback.unfreeze import *
 from ulmfit_ext.callback.bpt3c import *
 
-for o in [o for o in globals() if o=='test' or o.startswith('test_')]: del globals()[o] # fastcore's helpers, which pytest would take for tests
-
 def synthetic(path='.', n=96, valid=40, **kwargs):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(n, 4, generator=g)

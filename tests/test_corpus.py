@@ -3,23 +3,14 @@ import gzip,io,itertools,json,mmap,multiprocessing,os,re,signal,subprocess,sys,t
 from pathlib import Path
 import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import AWD_LSTM,awd_lstm_lm_config,defaults,language_model_learner,load_learner,make_vocab
+from made_up import make_texts,words
 import ulmfit_ext.data as D
 from ulmfit_ext.data import Corpus,LMLoader,TextProcessor,TextStream,UlmfitError,held_out,lm_dls,tokenize_corpus,tokenize_once
 
 root = Path(__file__).resolve().parent.parent
-words = 'the a cat dog bird sat ran flew on under mat tree red green big small and then it was very good bad'.split()
 odd   = ['NA', 'two\nlines, "q"', 'ü\u2028x', 'a\tb', '1.50', '007', '  x ', 'null']
 
-def make_texts(n=60, seed=0, longest=30):
-    rng = np.random.default_rng(seed)
-    return [' '.join(rng.choice(words, rng.integers(3, longest))).capitalize()+'.' for _ in range(n)]
-
-@pytest.fixture(autouse=True)
-def _strict_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', UserWarning)
-        warnings.filterwarnings('ignore', module='(torch|plum|fastai|spacy).*')
-        yield
+pytestmark = pytest.mark.usefixtures('strict_warnings')
 
 @pytest.fixture
 def small_blocks(monkeypatch): monkeypatch.setattr(D, '_block', 500)

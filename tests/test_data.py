@@ -5,29 +5,23 @@ import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import (AWD_LSTM,Callback,ClassificationInterpretation,DataBlock,LMDataLoader,Learner,RandomSplitter,TextBlock,TextDataLoaders,
     SpacyTokenizer,Tokenizer,accuracy,awd_lstm_clas_config,awd_lstm_lm_config,compose,defaults,language_model_learner,load_learner,
     replace_all_caps,text_classifier_learner)
+from made_up import make_texts,words
 import ulmfit_ext.data as D
 from ulmfit_ext.data import (LMLoader,TextProcessor,Tokens,UlmfitError,atomic_write,class_vocab,clas_dls,empty_clas_dls,empty_lm_dls,encode_texts,
     is_backwards,lm_dls,read_table,text_vocab,tokenize_once,ulmfit_dls)
 
 small = dict(emb_sz=8, n_hid=10, n_layers=2)
 lm_cfg,clas_cfg = {**awd_lstm_lm_config, **small},{**awd_lstm_clas_config, **small}
-words = 'the a cat dog bird sat ran flew on under mat tree red green big small and then it was very good bad'.split()
+pytestmark = pytest.mark.usefixtures('strict_warnings')
 
 def make_df(n=60, seed=0, longest=30):
-    rng = np.random.default_rng(seed)
-    texts = [' '.join(rng.choice(words, rng.integers(3, longest))).capitalize()+'.' for _ in range(n)]
+    texts = make_texts(n, seed, longest)
     return pd.DataFrame({'text': texts, 'label': ['pos' if ' good' in t else 'neg' for t in texts]})
 
 @pytest.fixture
 def df(): return make_df()
 @pytest.fixture
 def dls(df, tmp_path): return ulmfit_dls(df, path=tmp_path, seed=1, bs=8, bptt=10, min_freq=1)
-@pytest.fixture(autouse=True)
-def _strict_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', UserWarning)
-        warnings.filterwarnings('ignore', module='(torch|plum|fastai|spacy).*')
-        yield
 
 def fails(match): return pytest.raises(UlmfitError, match=match)
 def ids_of(ds, i): return ds[i][0].tolist()

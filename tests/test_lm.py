@@ -7,8 +7,6 @@ from ulmfit_ext.data import *
 from ulmfit_ext.lm import *
 from ulmfit_ext.classifier import *
 
-for o in [o for o in globals() if o=='test' or o.startswith('test_')]: del globals()[o] # fastcore's helpers, which pytest would take for tests
-
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
 
 def table(n=60, seed=0):

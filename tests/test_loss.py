@@ -14,7 +14,6 @@ from ulmfit_ext.callback.loss import *
 from ulmfit_ext.callback import loss as module
 from ulmfit_ext.data import *
 
-for o in [o for o in globals() if o=='test' or o.startswith('test_')]: del globals()[o] # fastcore's helpers, which pytest would take for tests
 warnings.filterwarnings('ignore', category=FutureWarning)
 
 size = {**awd_lstm_lm_config, **dict(emb_sz=8, n_hid=8, n_layers=2)}

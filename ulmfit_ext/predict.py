@@ -134,7 +134,7 @@ class Predictor:
         show = progress and sum(map(len, docs))>10_000 and hasattr(self.learn, 'progress')
         bar  = iter(progress_bar(range_of(docs), leave=False) if show else docs)
         with evaluating(model), torch.inference_mode():
-            for done,pooled in model[0].pool_each(docs, self.max_tokens) if docs else []:
+            for done,pooled in model[0].pool_each(docs, self.max_tokens):
                 res[done.cpu()] = model[1]((pooled.to(one_param(model[1]).dtype),None,None))[0].float().cpu()
                 for _ in done: next(bar)
         for _ in bar: pass

@@ -19,6 +19,10 @@ def left_align(
     return x.gather(1, pad.to(torch.uint8).argsort(dim=1, stable=True)), (~pad).sum(1)
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #c1cfc4a7
+def _real(out, lens):
+    "Which of the steps of `out` belong to their documents: bools of shape (steps, rows, 1)"
+    return (torch.arange(len(out), device=out.device)[:,None] < lens)[...,None]
+
 class RunningPool:
     "Mean, max and last of the outputs of a batch of documents, gathered chunk by chunk, without gradient; a chunk is that of the first rows"
     def __init__(self,
@@ -36,9 +40,9 @@ class RunningPool:
         start:Tensor, # Tokens of each document before the chunk, shape (rows,)
     ):
         "Add a chunk's outputs, padding left out"
-        n,real = len(lens),torch.arange(len(out), device=out.device)[:,None] < lens
-        self.tot[:n] += out.masked_fill(~real[...,None], 0.).sum(0, dtype=self.tot.dtype)
-        mx,pos = out.masked_fill(~real[...,None], -math.inf).max(0)
+        n,padding = len(lens),~_real(out, lens)
+        self.tot[:n] += out.masked_fill(padding, 0.).sum(0, dtype=self.tot.dtype)
+        mx,pos = out.masked_fill(padding, -math.inf).max(0)
         higher = ~(mx<=self.max[:n]) # a NaN counts as higher, so that it is not lost
         self.max[:n] = torch.where(higher, mx, self.max[:n])
         self.pos[:n] = torch.where(higher, pos+start[:,None], self.pos[:n])
@@ -111,6 +115,10 @@ class _Dropped:
         "Room for what the layers need to go backward; None for those that gradients do not pass"
         return [o.tape(steps, rows) if l>=self.lowest else None for l,o in enumerate(self.layers)]
 
+    def parts(self, tapes, span):
+        "The rows `span` of all tapes"
+        return [t if t is None else o.part(t, span.start, span.stop) for o,t in zip(self.layers, tapes)]
+
     def read(self, x, rows, state, tapes=None, lens=None):
         "Outputs and new state for ids `x`, shape (steps, rows), of the documents `rows`; with `lens` the state is the one at each row's end"
         out,new = F.embedding(x, self.emb.detach()),[]
@@ -121,6 +129,8 @@ class _Dropped:
         return out, new
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #bee88242
+def _longest(lens): return int(lens[0]) if len(lens) else 0 # they are sorted
+
 class _Group:
     "Chunks that go backward together, side by side: their rows' documents, ids, lengths, starts and states, what follows them, and tapes"
     def __init__(self, steps, sizes, dims, like):
@@ -131,6 +141,13 @@ class _Group:
         self.x = torch.empty(steps, n, dtype=torch.long, device=like.device)
         self.state = [(like.new_empty(n, d),like.new_empty(n, d)) for d in dims]
         self.next = like.new_zeros(n, dims[-1])
+
+    def put(self, span, x, lens, start, state):
+        "Write down the chunk at `span`, as it is before it is read"
+        self.x[:,span],self.lens[span],self.start[span] = x,lens,start
+        self.rows[span] = torch.arange(len(lens), device=lens.device)
+        for to,hc in zip(self.state, state):
+            for a,b in zip(to, hc): a[span] = b
 
 class _Reading:
     "One batch of documents, read and pooled, and the gradient of that"
@@ -149,7 +166,7 @@ class _Reading:
 
     def _read_before(self, state):
         "Read the first `skip` tokens of each document and keep nothing; the state in which each row's part ends"
-        for i in range(0, int(self.skip.max()) if len(self.skip) else 0, self.enc.bptt):
+        for i in range(0, _longest(self.skip), self.enc.bptt):
             n = int((self.skip>i).sum())
             l,start = (self.skip[:n]-i).clamp(max=self.enc.bptt),torch.full_like(self.skip[:n], i)
             goes_on = (l<l[0]) & (self.skip[:n]<self.lens[:n]) # ends here, before the chunk does, and is read on with gradients
@@ -162,8 +179,8 @@ class _Reading:
         "Groups of chunks that go backward together: as many as `rows` allows, all of as many steps"
         b,keep = self.enc.bptt,not self.enc.recomputes(rest)
         alone,groups = self.enc.cross or (keep and not all(o.joins for o in self.drop.layers)),[]
-        for i in range(0, int(rest.max()) if len(rest) else 0, b):
-            n,steps = int((rest>i).sum()),min(b, int(rest[0])-i)
+        for i in range(0, _longest(rest), b):
+            n,steps = int((rest>i).sum()),min(b, _longest(rest)-i)
             if alone or not groups or steps<groups[-1][0] or sum(groups[-1][1])+n>self.enc.rows: groups.append((steps,[]))
             groups[-1][1].append(n)
         return [_Group(*o, self.drop.dims, self.pool.tot) for o in groups], keep
@@ -171,7 +188,7 @@ class _Reading:
     def _read_groups(self, state):
         "Read the rest of each document, chunk by chunk, and keep what the gradient needs; the means for AR and TAR"
         rest,sums,i,before = self.lens-self.skip,self.pool.tot.new_zeros(2),0,None
-        cols = self.skip[:,None] + torch.arange(int(rest.max()) if len(rest) else 0, device=rest.device)
+        cols = self.skip[:,None] + torch.arange(_longest(rest), device=rest.device)
         x = self.x.gather(1, cols.clamp(max=self.x.shape[1]-1))
         self.n_out,self.n_pairs = rest.sum()*self.enc.module.emb_sz, (rest-1).clamp(min=0).sum()*self.enc.module.emb_sz
         self.groups,keep = self._plan(rest)
@@ -179,16 +196,12 @@ class _Reading:
             if keep: group.tapes = self.drop.tapes(*group.x.shape)
             for span in group.spans:
                 n = span.stop-span.start
-                group.rows[span],group.start[span] = torch.arange(n, device=rest.device),self.skip[:n]+i
-                group.lens[span] = l = (rest[:n]-i).clamp(max=group.steps)
-                group.x[:,span] = x[:n,i:i+group.steps].T
-                for to,hc in zip(group.state, state):
-                    for a,b in zip(to, hc): a[span] = b[:n]
-                tapes = [None if t is None else o.part(t, span.start, span.stop) for o,t in zip(self.drop.layers, group.tapes)] if keep else None
-                out,state = self.drop.read(group.x[:,span], slice(n), [(h[:n],c[:n]) for h,c in state], tapes)
+                state = [(h[:n],c[:n]) for h,c in state]
+                group.put(span, x[:n,i:i+group.steps].T, (rest[:n]-i).clamp(max=group.steps), self.skip[:n]+i, state)
+                out,state = self.drop.read(group.x[:,span], slice(n), state, self.drop.parts(group.tapes, span) if keep else None)
                 if before is not None: before[:n] = out[0]
                 before = group.next[span]
-                self.pool.add(out, l, group.start[span])
+                self.pool.add(out, group.lens[span], group.start[span])
                 if self.training: sums += torch.stack([o.square().sum() for o in self._regularized(group, span, out)])
                 i += group.steps
         return sums / torch.stack([self.n_out,self.n_pairs]).clamp(min=1)
@@ -196,7 +209,7 @@ class _Reading:
     def _regularized(self, group, span, out):
         "The outputs of chunks, and how much each differs from the one before; zeros for padding, and for a first output"
         out,rows = out.to(self.pool.tot.dtype),group.rows[span]
-        real = (torch.arange(len(out), device=out.device)[:,None] < group.lens[span])[...,None]
+        real = _real(out, group.lens[span])
         step = torch.cat([(out[0]-group.state[-1][0][span]).masked_fill((group.start[span]==self.skip[rows])[:,None], 0.)[None], out[1:]-out[:-1]])
         return out*real, step*real
 
@@ -216,8 +229,7 @@ class _Reading:
         "The gradient at each output of a group: from last, max and mean, AR and TAR"
         T,rows,at = len(out),group.rows,torch.arange(len(group.rows), device=out.device)
         d_last,d_max,d_mean = [o[rows] for o in d_pooled.chunk(3, 1)]
-        real = (torch.arange(T, device=out.device)[:,None] < group.lens)[...,None]
-        d = d_mean/self.lens[rows,None]*real
+        d = d_mean/self.lens[rows,None]*_real(out, group.lens)
         pos = self.pool.pos[rows]-group.start[:,None]
         d.scatter_add_(0, pos.clamp(0, T-1)[None], (d_max*((pos>=0) & (pos<T)))[None])
         ends = (self.lens[rows]==group.start+group.lens)[:,None]
@@ -279,10 +291,10 @@ class ChunkedEncoder(Module):
         x,lens = left_align(x.as_subclass(Tensor), self.pad_idx) # a subclass would be asked at each of many small steps
         lens,order = lens.sort(descending=True, stable=True)
         reading = _Reading(self, x[order], lens)
-        grad = reading.grad
-        with torch.set_grad_enabled(grad): pooled,ar,tar = _Read.apply(reading, *reading.drop.params) if grad else reading.forward()
-        pooled = pooled[order.argsort()]
-        return (pooled,ar,tar) if grad and self.module.training else (pooled,None,None)
+        if reading.grad: pooled,*reg = _Read.apply(reading, *reading.drop.params)
+        else:
+            with torch.no_grad(): pooled,*reg = reading.forward()
+        return pooled[order.argsort()], *(reg if reading.grad and reading.training else (None,None))
 
     @torch.no_grad()
     def pool_each(self,

@@ -90,8 +90,8 @@ class StepLSTM:
     ) -> tuple: # Gradients of the inputs (or None), of the first output and cell
         "Gradients of what was read; those of the weights are added to `grad`"
         x,g,hs,cs = tape
-        d_h,d_c = [torch.zeros_like(hs[0]) if o is None else o.clone() for o in (d_h,d_c)]
-        d = d_out[-1] + d_h
+        d   = d_out[-1] if d_h is None else d_out[-1]+d_h
+        d_c = torch.zeros_like(d) if d_c is None else d_c.clone()
         for gt,i,f,z,o,c,c1,d_before in reversed(list(zip(g, *g.chunk(4, 2), cs, cs[1:], [torch.zeros_like(d), *d_out]))):
             tanh_c = c1.tanh()
             d_c += _d_tanh(d*o, tanh_c, grad_input=torch.empty_like(d_c))
