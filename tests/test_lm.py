@@ -1,5 +1,5 @@
 "Language models from outside: weights that move between plain fastai and here, and those that fastai downloads."
-import http.server,json,pickle,tarfile,threading
+import http.server,json,math,pickle,tarfile,threading,types
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import *
 from fastai.text.models.core import _model_meta
@@ -163,3 +163,95 @@ def test_budget(dls, quiet, monkeypatch):
     lrs = learn.recorder.hps['lr']
     assert len(lrs)==21 and len(learn.recorder.values)==math.ceil(21/n)
     assert np.argmax(lrs)==1 and lrs[-1]==pytest.approx(0.1/32, rel=0.2) and len(learn.dls.train)==n
+
+class Kill(Callback):
+    "Stop a training as Ctrl-C does, at batch `i` of epoch `at`"
+    def __init__(self, at, i=2): store_attr()
+    def before_batch(self):
+        if self.training and self.epoch==self.at and self.iter==self.i: raise KeyboardInterrupt
+
+kw = dict(config=size, bs=8, bptt=10, valid_pct=0.1, lr_max=0.02, n_epoch=2, part=500, drop_mult=0.5)
+
+@pytest.mark.parametrize('more', [dict(), dict(schedule='stlr', backwards=True), dict(bf16=True)], ids=['one_cycle','stlr','bf16'])
+def test_pretraining_goes_on_where_it_was_stopped(tmp_path, quiet, capsys, more):
+    "Stopped twice, in the middle of a part, it ends in the weights, the losses and the card of one that was not"
+    texts = table(200).text.tolist()
+    whole = pretrain_lm(texts, tmp_path/'whole', **kw, **more)
+    n = len(whole.recorder.values)
+    assert n>=6, 'there are parts to be stopped in'
+    for at in (1, 4):
+        with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'cut', **kw, **more, cbs=Kill(at))
+    capsys.readouterr()
+    cut = pretrain_lm(texts, tmp_path/'cut', **kw, **more)
+    assert f'Going on after 4 of {n} parts' in capsys.readouterr().out
+    test_eq([o[:4] for o in cut.recorder.values], [o[:4] for o in whole.recorder.values])
+    test_eq(len(cut.recorder.losses), len(whole.recorder.losses))
+    test_close(cut.recorder.lrs, whole.recorder.lrs, eps=1e-12)
+    for (k,a),b in zip(whole.model.state_dict().items(), cut.model.state_dict().values()): assert torch.equal(a, b), k
+    a,b = [json.loads((tmp_path/o/'config.json').read_text())['directions'][direction(whole.dls)] for o in ('whole','cut')]
+    for k in ('perplexity','perplexity_per_word','unknown','tokens','history','best_part','epochs','key'): test_eq(a[k], b[k])
+    assert not list(tmp_path.rglob('state.pt')), 'what was finished leaves no checkpoint'
+
+def test_pretraining_keeps_the_best_weights(tmp_path, quiet):
+    "A rate that spoils everything at the end does not spoil what is saved"
+    class Spoil(Callback):
+        order = 1000
+        def after_batch(self):
+            if self.training and self.epoch==3: self.learn.model[0].encoder.weight.data.normal_(std=5)
+    lm = pretrain_lm(table(200).text.tolist(), tmp_path/'lm', **{**kw, 'part':400}, cbs=Spoil())
+    losses = [o[1] for o in lm.recorder.values]
+    card = json.loads((tmp_path/'lm'/'config.json').read_text())['directions']['forward']
+    best = int(np.argmin(losses))
+    assert best!=len(losses)-1 or losses[3]>losses[2], 'the test did spoil something'
+    test_eq(card['best_part'], best+1)
+    test_close(lm.validate()[0], min(losses), eps=1e-4)
+    test_close(math.log(card['perplexity']), min(losses), eps=1e-2)
+
+def test_pretraining_that_is_done_is_not_done_again(tmp_path, quiet, capsys):
+    texts = table(200).text.tolist()
+    a = pretrain_lm(texts, tmp_path/'lm', **kw)
+    b = pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(0, 0))
+    assert 'already' in capsys.readouterr().out
+    for p,q in zip(a.model.parameters(), b.model.parameters()): assert torch.equal(p, q)
+    with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **{**kw, 'seed':1}, cbs=Kill(0, 0))    # other settings are another training
+    with pytest.raises(UlmfitError, match="'one_cycle' or 'stlr'"): pretrain_lm(texts, tmp_path/'lm', **kw, schedule='cosine')
+
+def test_a_damaged_checkpoint_is_no_end(tmp_path, quiet):
+    texts = table(200).text.tolist()
+    with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(2))
+    state, = tmp_path.rglob('state.pt')
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match='cannot be read.*anew'): lm = pretrain_lm(texts, tmp_path/'lm', **kw)
+    assert len(lm.recorder.values)>=6
+
+def test_time_that_was_used_is_not_given_again(tmp_path, quiet, monkeypatch):
+    "With `minutes`, a run that goes on has the rest of the time"
+    clock = [1000.]
+    class Tick(Callback):
+        def after_batch(self): clock[0] += 1.
+    monkeypatch.setattr('ulmfit_ext.lm.time', types.SimpleNamespace(time=lambda: clock[0]))
+    texts,settings = table(200).text.tolist(),{**kw, 'minutes':1.}
+    with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'cut', **settings, cbs=[Tick(), Kill(3)])
+    was = clock[0]
+    lm = pretrain_lm(texts, tmp_path/'cut', **settings, cbs=Tick())
+    assert len(lm.recorder.lrs)<70 and clock[0]-was<70, 'about 60 seconds of one batch each, validation included'
+    card = json.loads((tmp_path/'cut'/'config.json').read_text())['directions']['forward']
+    assert 1<=card['minutes']<=1.3
+
+def test_perplexity_per_word(tmp_path):
+    "Marks cost, but are no words; what is unknown is one"
+    texts = ['The cat sat'] * 10
+    dls = corpus_dls(texts, tmp_path, bs=2, bptt=3, valid_pct=0.3)                    # xxbos xxmaj the cat sat
+    ppl,unknown = word_perplexity(math.log(2), dls)
+    test_close(ppl, 2**(5/3), eps=1e-6)
+    test_eq(unknown, 0)
+    dls = corpus_dls(texts, tmp_path/'b', max_vocab=10, bs=2, bptt=3, valid_pct=0.3)  # nine marks and one word
+    assert word_perplexity(math.log(2), dls)[1]>0.5
+
+def test_bfloat16_trains_as_32_bits_do(tmp_path, quiet):
+    "The losses of a training in mixed precision stay near those of one in 32 bits, and the weights stay in 32 bits"
+    texts = table(300).text.tolist()
+    a,b = [pretrain_lm(texts, tmp_path/str(o), **kw, bf16=o) for o in (False,True)]
+    assert abs(a.recorder.values[-1][1]-b.recorder.values[-1][1]) < 0.05
+    assert {p.dtype for p in b.model.parameters()}=={torch.float32}
+    assert not torch.equal(a.model[0].encoder.weight, b.model[0].encoder.weight), 'something was computed otherwise'

@@ -24,8 +24,8 @@ _arguments = {'model', 'corpus', 'file'}
 _short     = dict(out='-o', sentence='-s')
 _shown_as  = dict(text='COLUMN', label='COLUMN', valid='COLUMN', file='FILE', test='FILE', unlabelled='FILE', corpus='CORPUS', model='MODEL',
                   pretrained='FOLDER', lang='CODE', label_delim='CHARS', out='PATH', path='FOLDER', sentence='TEXT', minutes='MINUTES', plot='FILE.png')
-_choices   = dict(directions='both fwd bwd', size='paper small tiny')
-_limits    = dict(lm_epochs=(0,None), seed=(0,None), labels=(2,None), valid_pct=(0.,1.), minutes=(0.01,None), lr=(1e-6,10.), lm_lr=(1e-6,10.), bptt=(2,None), bs=(2,None))
+_choices   = dict(directions='both fwd bwd', size='paper small tiny', schedule='one_cycle stlr')
+_limits    = dict(lm_epochs=(0,None), seed=(0,None), drop_mult=(0.,None), labels=(2,None), valid_pct=(0.,1.), minutes=(0.01,None), lr=(1e-6,10.), lm_lr=(1e-6,10.), part=(0.01,None), bptt=(2,None), bs=(2,None))
 
 def _typer_param(p, doc, panel):
     "The parameter `p` of a command, as Typer wants it"
@@ -372,8 +372,8 @@ def _sample(learn, backwards, n_words=30):
 # %% ../nbs/18_cli.ipynb #b7051b88
 @command('ulmfit pretrain articles/ --out german --lang de --both --minutes 60',
          'ulmfit pretrain corpus.jsonl.gz --out law --text body --vocab 30000',
-         stopped='What was tokenized and a direction that was finished are kept in {out}; --backwards trains the other one',
-         Corpus='text docs lang vocab', Model='out backwards both size', Training='epochs minutes lr bs bptt seed')
+         stopped='What was tokenized and trained is kept in {out}: the same line goes on from there',
+         Corpus='text docs lang vocab valid_pct workers', Model='out backwards both size half', Training='epochs minutes lr schedule drop_mult bs bptt bf16 part seed')
 def pretrain(
     corpus:Path, # Folder of .txt files, a .txt file with empty lines between documents, or a table (CSV, TSV, JSONL, Parquet); may be gzip'd, and larger than memory
     out:Path, # Folder for the language model; a second direction goes to the same
@@ -387,8 +387,15 @@ def pretrain(
     epochs:int=1, # Epochs
     minutes:float=None, # Train for about so long in all, instead of --epochs
     lr:float=5e-3, # Peak learning rate
+    schedule:str='one_cycle', # How the learning rate goes; with --minutes it is always the slanted triangle, stlr
+    drop_mult:float=0.3, # Multiplies all dropouts: less where the text is not read more than once or twice
     bs:int=64, # Streams of text read side by side; less needs less memory
     bptt:int=70, # Tokens read in one piece
+    bf16:bool=False, # Compute products in bfloat16: about twice as fast where the processor can (AMX), or on a GPU
+    part:float=2., # Validate, and write a checkpoint to go on from, after so many million tokens
+    valid_pct:float=0.02, # Share of the documents held out to measure perplexity
+    half:bool=False, # Store the weights as 16-bit floats: half the size
+    workers:int=None, # Processes that tokenize; one for each processor if not given, 8 at most
     seed:int=42, # Of training, and of the documents held out
 ):
     "Train a language model on plain text of any kind, to start ulmfit train from."
@@ -399,7 +406,9 @@ def pretrain(
         for b in sides:
             print(f"\n{'Backward' if b else 'Forward'} language model")
             learn = pretrain_lm(corpus, out, size, backwards=b, lang=lang, text_col=text, max_vocab=vocab, n_epoch=epochs, minutes=minutes and minutes/len(sides),
-                                lr_max=lr, bs=bs, bptt=bptt, max_docs=docs, seed=seed)
+                                lr_max=lr, schedule=schedule, drop_mult=drop_mult, bs=bs, bptt=bptt, bf16=bf16, part=int(part*1e6), valid_pct=valid_pct, half=half,
+                                workers=workers, max_docs=docs, seed=seed)
+            if not hasattr(learn.recorder, 'losses'): continue # it was there already
             with new_file(out/f"{'bwd' if b else 'fwd'}.png") as tmp: _save_png(_loss_curve(learn), tmp)
             print(f'It writes: {_sample(learn, b)}')
         have = [o for o in ('fwd','bwd') if (out/f'{o}.safetensors').exists()]

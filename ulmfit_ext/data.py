@@ -459,7 +459,8 @@ class LMLoader(LMDataLoader):
         n_tok = int(np.diff(offs)[docs].sum())
         self.asked_bs,bs = bs,max(1, min(bs, n_tok-1))
         self.bl = max(0, n_tok-1)//bs
-        self.var_len = self.ends = None
+        self.var_len = self.ends = self.order = None # `order`: seed of the order of the documents; None: another one each time
+        self.part = 0,1
         with _same_rng(): TfmdDL.__init__(self, dataset, bs=bs, num_workers=0, **kwargs)
         self.n = self.n_batches*bs
 
@@ -473,12 +474,22 @@ class LMLoader(LMDataLoader):
     def var_len(self, f): self._var_len,self._cuts = f,None
 
     @property
+    def part(self):
+        "Which part of its streams an epoch reads, and of how many: (0,1) is all of it"
+        return self._part
+    @part.setter
+    def part(self, o): self._part,self._cuts = o,None
+
+    @property
     def cuts(self):
         "Where the batches of this epoch begin in a stream, and the end"
         if self._cuts is None:
-            lens = [self.seq_len]*(self.bl//self.seq_len) + [self.bl%self.seq_len]*(self.bl%self.seq_len>0) if self.var_len is None else self.var_len(self.bl)
-            self._cuts = np.cumsum([0, *lens])
-            if self._cuts[-1]!=self.bl or min(lens, default=1)<1: raise UlmfitError(f'var_len gave lengths that sum to {self._cuts[-1]}: they must be 1 or more and sum to {self.bl}, the tokens of a stream')
+            i,n = self.part
+            start = self.bl*i//n
+            size  = self.bl*(i+1)//n - start
+            lens  = [self.seq_len]*(size//self.seq_len) + [size%self.seq_len]*(size%self.seq_len>0) if self.var_len is None else self.var_len(size)
+            if sum(lens)!=size or min(lens, default=1)<1: raise UlmfitError(f'var_len gave lengths that sum to {sum(lens)}: they must be 1 or more and sum to {size}, the tokens of a stream')
+            self._cuts = np.cumsum([start, *lens])
         return self._cuts
 
     @property
@@ -500,7 +511,7 @@ class LMLoader(LMDataLoader):
 
     def get_idxs(self): return self.shuffle_fn(range(self.n)) if self.shuffle else range(self.n)
     def shuffle_fn(self, idxs):
-        self.lay(np.random.default_rng(self.rng.getrandbits(64)).permutation(self.docs))
+        self.lay(np.random.default_rng(ifnone(self.order, self.rng.getrandbits(64))).permutation(self.docs))
         return idxs
 
     def rows(self, i, seq):

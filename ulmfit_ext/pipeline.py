@@ -10,6 +10,7 @@ from fastai.text.all import *
 from .callback.unfreeze import *
 from .data import *
 from .lm import *
+from .lm import _key
 from .classifier import *
 from .ensemble import *
 from .export import *
@@ -18,10 +19,6 @@ import hashlib,shutil,warnings
 # %% ../nbs/16_pipeline.ipynb #bde5f167
 _sides = {'both': ('fwd','bwd'), 'fwd': ('fwd',), 'bwd': ('bwd',)}
 _names = dict(fwd='forward', bwd='backward')
-
-def _key(*parts):
-    "A short name for settings: other settings, another name"
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=lambda o: getattr(o, '__name__', type(o).__name__)).encode()).hexdigest()[:12]
 
 def _fingerprint(pretrained, side):
     "What the weights for `side` in the folder `pretrained` are, not just where"

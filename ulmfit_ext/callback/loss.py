@@ -106,10 +106,33 @@ def cross_entropy(self:LinearLogits, targ, weight=None, size_average=None, ignor
     if grad and self._fused(label_smoothing):
         opts = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, min(self.rows, len(targ))))
         return F.linear_cross_entropy(layer[0], layer[1], targ, linear_bias=layer[2], weight=weight, reduction=reduction, ignore_index=ignore_index, options=opts)
+    if grad and reduction=='mean' and weight is None and label_smoothing==0 and self.amp==torch.bfloat16 and self.device.type=='cpu' and (targ!=ignore_index).all():
+        return _MeanOfHalves.apply(*layer, targ, min(self.rows, 512))
     losses = self._losses(layer, targ, grad, kw)
     if reduction!='mean': return losses if reduction=='none' else losses.sum()
     real = targ!=ignore_index
     return losses.sum() / (real.sum() if weight is None else weight[targ[real]].sum())
+
+class _MeanOfHalves(torch.autograd.Function):
+    "The mean cross entropy of logits in bfloat16, and its gradients with it"
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targ, rows):
+        w,b = weight.bfloat16(),_do(bias, 'bfloat16')
+        d_h,d_w,d_b = torch.empty_like(hidden),torch.zeros_like(weight),None if bias is None else torch.zeros_like(bias)
+        loss,n = 0.,len(targ)
+        for h,t,d in zip(hidden.bfloat16().split(rows), targ.split(rows), d_h.split(rows)):
+            p = F.linear(h, w, b).softmax(1)
+            t = torch.arange(len(t)),t
+            loss -= p[t].float().clamp(min=1e-30).log().sum()
+            p[t] -= 1
+            d.copy_(p@w)
+            d_w += p.T@h
+            if d_b is not None: d_b += p.sum(0)
+        ctx.save_for_backward(*[_do(o, 'div_', n) for o in (d_h,d_w,d_b)])
+        return loss/n
+
+    @staticmethod
+    def backward(ctx, d): return *[_do(o, 'mul', d) for o in ctx.saved_tensors],None,None
 
 @patch
 def _losses(self:LinearLogits, layer, targ, grad, kw):
