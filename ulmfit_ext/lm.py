@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lm_sizes', 'lm_size', 'CPUBfloat16', 'save_weights', 'read_weights', 'load_weights', 'direction', 'save_lm',
-           'make_dir', 'load_fastai_lm', 'load_lm', 'match_vocab', 'lm_learner', 'coverage', 'finetune_lm',
+           'make_dir', 'load_fastai_lm', 'lm_folder', 'load_lm', 'match_vocab', 'lm_learner', 'coverage', 'finetune_lm',
            'TimeBudget', 'corpus_dls', 'Checkpoints', 'word_perplexity', 'pretrain_lm']
 
 # %% ../nbs/11_lm.ipynb #420c1078
@@ -14,7 +14,7 @@ from .callback.groups import *
 from .callback.schedule import *
 from .callback.loss import *
 from .data import *
-import hashlib,math,pickle,shutil,time
+import hashlib,math,pickle,shutil,time,ulmfit_ext
 from safetensors import SafetensorError
 from safetensors.torch import save,load_file
 
@@ -190,15 +190,31 @@ def _wt103(backwards):
     return load_fastai_lm(*files)
 
 # %% ../nbs/11_lm.ipynb #4f34e2ab
+def lm_folder(
+    path, # Folder of a language model, or 'small' for the English one of this package
+) -> Path: # Where its files are
+    "The folder of a language model"
+    return Path(ulmfit_ext.__file__).parent/'weights'/'small' if str(path)=='small' else Path(path).expanduser()
+
+def _fastai_pair(path):
+    "The `.pth` and `.pkl` that `path` is, or is the folder of; None where it is neither"
+    if path.is_file(): pths = [path] if path.suffix=='.pth' else []
+    else:              pths = sorted(path.glob('*.pth')) if path.is_dir() and not (path/'config.json').exists() else []
+    if not pths: return
+    pkls = [o for o in (pths[0].with_suffix('.pkl'), *sorted(pths[0].parent.glob('*.pkl'))) if o.exists()]
+    if len(pths)>1: raise UlmfitError(f"{path} holds {len(pths)} files of weights: give one of them, such as {pths[0]}")
+    if not pkls: raise UlmfitError(f"There is no vocabulary beside {pths[0]}: put fastai's .pkl file of it into the same folder")
+    return pths[0],pkls[0]
+
 def load_lm(
-    path, # Folder of a language model, or 'wt103' for fastai's WikiText-103 weights
-    backwards:bool=False, # Which direction?
+    path, # 'small', 'wt103', a folder of a language model, or a `.pth` of fastai's with a `.pkl` beside it
+    backwards:bool=False, # Which direction? What fastai saved does not say, and is taken to be it
 ) -> tuple: # Weights (name to tensor), vocabulary (list of str), sizes (dict)
     "Read a language model. Raises `UlmfitError` where there is none, it is damaged, or it lacks the direction"
-    if str(path)=='small': raise UlmfitError("This version ships no small weights: make your own with `ulmfit pretrain`, or use pretrained='wt103'")
     if str(path)=='wt103': wgts,vocab = _wt103(backwards)
+    elif pair := _fastai_pair(lm_folder(path)): wgts,vocab = load_fastai_lm(*pair)
     else:
-        path,vocab,cfg = _read_lm_folder(Path(path))
+        path,vocab,cfg = _read_lm_folder(lm_folder(path))
         file = path/f'{_short(backwards)}.safetensors'
         if not file.exists(): raise UlmfitError(f"{path} holds no {'backward' if backwards else 'forward'} language model: pretrain that direction too")
         wgts = read_weights(file)
@@ -228,7 +244,7 @@ def lm_learner(
     dls:DataLoaders, # Language-model data of one direction: `.lm_fwd` or `.lm_bwd` of `ulmfit_dls`
     config:str|dict='paper', # Sizes: a name in `lm_sizes`, or a dict; those of `pretrained` where that is given
     drop_mult:float=1., # Multiplies all dropouts
-    pretrained=None, # Folder of a language model, 'wt103' for fastai's WikiText-103 weights, None: start from scratch
+    pretrained=None, # What `load_lm` reads: 'small', 'wt103', or a path; None: start from scratch
     verbose:bool=True, # Print how much of the text the pretrained vocabulary covers?
     **kwargs
 ) -> LMLearner: # With all layers unfrozen
@@ -258,7 +274,7 @@ def coverage(
 # %% ../nbs/11_lm.ipynb #53c10fcb
 def finetune_lm(
     dls, # Language-model data of one direction; or what `ulmfit_dls` made, with `backwards`
-    pretrained=None, # Folder of a language model, 'wt103', or None: from scratch, which is stage one on little text
+    pretrained=None, # What `load_lm` reads: 'small', 'wt103', or a path; None: from scratch, which is stage one on little text
     config:str|dict='paper', # Sizes, where `pretrained` is None
     n_epoch:int=10, # Epochs
     lr_max:float=0.004, # Peak learning rate of the last layer group; the paper's 0.004
@@ -449,6 +465,7 @@ def pretrain_lm(
     minutes:float=None, # Train for about so long instead
     lr_max:float=5e-3, # Peak learning rate: of one cycle, or with `minutes` of a slanted triangle
     drop_mult:float=0.3, # Multiplies all dropouts
+    clip:float=0.25, # Gradients are made no longer than this; AWD-LSTM's 0.25. None: left as they are
     bs:int=64, # Streams read side by side
     bptt:int=70, # Tokens in a step
     valid_pct:float=0.02, # Share of the documents held out to measure perplexity
@@ -469,7 +486,7 @@ def pretrain_lm(
     set_seed(seed)
     learn = lm_learner(dls, config, drop_mult, path=Path(path), **kwargs)
     done = _check_folder(Path(path), list(text_vocab(dls)), _sizes(learn)) # better now than after the training
-    settings = dict(sizes=_sizes(learn), n_epoch=n_epoch, minutes=minutes, schedule=schedule, lr_max=lr_max, drop_mult=drop_mult, bs=bs, bptt=bptt, part=part,
+    settings = dict(sizes=_sizes(learn), n_epoch=n_epoch, minutes=minutes, schedule=schedule, lr_max=lr_max, drop_mult=drop_mult, clip=clip, bs=bs, bptt=bptt, part=part,
                     valid_pct=valid_pct, max_docs=max_docs, bf16=bf16, seed=seed)
     key,side = _key(text_vocab(dls), len(dls.train.ids), settings),direction(dls)
     if done.get(side, {}).get('key')==key:
@@ -483,6 +500,7 @@ def pretrain_lm(
     dls.train.part = 0,n_parts
     learn.metrics += [ValueMetric(keep.speed, 'tokens/s')]
     cbs = [keep, SkipTo(keep.done)] + L(cbs)
+    if clip: cbs.append(GradientClip(clip))
     if bf16: cbs.append(CPUBfloat16() if dls.device.type=='cpu' else MixedPrecision(AMPMode.BF16))
     with _light(learn):
         if minutes is not None:     _fit_minutes(learn, minutes, lr_max, cbs=L(cbs), elapsed=keep.elapsed)
