@@ -1,10 +1,11 @@
 "Data: what goes in, what comes out, and what is said when it cannot"
-import gzip,io,json,os,pickle,random,subprocess,sys,time,warnings
+import gzip,importlib.util,io,json,os,pickle,random,re,subprocess,sys,time,warnings
 from pathlib import Path
 import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import (AWD_LSTM,Callback,ClassificationInterpretation,DataBlock,LMDataLoader,Learner,RandomSplitter,TextBlock,TextDataLoaders,
     SpacyTokenizer,Tokenizer,accuracy,awd_lstm_clas_config,awd_lstm_lm_config,compose,defaults,language_model_learner,load_learner,
     replace_all_caps,text_classifier_learner)
+from fastcore.test import test_eq
 from made_up import make_texts,words
 import ulmfit_ext.data as D
 from ulmfit_ext.data import (LMLoader,TextProcessor,Tokens,UlmfitError,atomic_write,class_vocab,clas_dls,empty_clas_dls,empty_lm_dls,encode_texts,
@@ -606,3 +607,29 @@ def test_empty_language_model_dls(backwards, tmp_path):
     l = language_model_learner(o, AWD_LSTM, config=lm_cfg, pretrained=False)
     with l.no_bar(): assert l.predict('w1 w2', 2).startswith('w1 w2') or backwards
     assert o.test_dl(['w1 w2 w3']*30).one_batch()[0].shape==(5,7)
+
+def test_characters_are_tokens_of_any_language():
+    "No spaCy pipeline, no marks, nothing lost but runs of white space"
+    for lang,t in (('th:chars','ผมชอบ หนัง\n\nเรื่องนี้'), ('xx:chars','Ĝis  revido!!!! XXPAD'), ('ja:chars','この映画が好き')):
+        p = TextProcessor(lang=lang)
+        toks, = p.tokenize([t])
+        test_eq(toks[0], 'xxbos')
+        assert all(len(o)==1 for o in toks[1:])
+        vocab = ['xxunk','xxpad'] + sorted(set(toks))
+        back = TextProcessor.from_dict(json.loads(json.dumps(TextProcessor(vocab, lang).to_dict())))
+        test_eq(back.decode(back.encode([t])[0][1:]), re.sub('XX', 'XX ', re.sub(r'\s+', ' ', t)))
+
+def test_marks_are_made_where_they_mean_something():
+    def toks(lang, t): return TextProcessor(lang=lang).tokenize([t])[0][1:]
+    test_eq(toks('de', 'DAS Haus'), ['xxup','das','xxmaj','haus'])
+    test_eq(toks('zh', '看NBA!!!! 好 好 好 好'), ['看','n','b','a','xxrep','4','!'] + ['好']*4)
+    test_eq(toks('hi', 'NBA देखो'), ['nba','देखो'])
+
+@pytest.mark.parametrize('lang,says', [('en:jieba','not a language code'), ('th:words','xx:chars'), ('EN','not a language code'), ('qq','knows no language'), (None,'not a language code')])
+def test_a_language_that_is_not_known(lang, says):
+    with pytest.raises(UlmfitError, match=says): TextProcessor(lang=lang)
+
+def test_a_language_that_needs_a_package_says_which():
+    for lang,name in (('th','pythainlp'), ('zh:jieba','jieba')):
+        if importlib.util.find_spec(name): continue
+        with pytest.raises(UlmfitError, match=f"{name}.*:chars'"): TextProcessor(lang=lang)

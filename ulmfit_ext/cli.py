@@ -257,10 +257,10 @@ def train(
     text:str='text', # Column that holds the texts
     label:str='label', # Column that holds the labels
     out:Path='ulmfit', # Folder for all that is made: the model (in OUT/model), plots, finished stages, tokens
-    pretrained:str=None, # Folder of a language model (see: ulmfit pretrain), or wt103 for fastai's English one. Without it the language model learns from your text alone
+    pretrained:str=None, # Folder of a language model (see: ulmfit pretrain), small for the English one that comes along, wt103 for fastai's, none to learn from your text alone. If not given: small for English, unless --size is given
     size:str=None, # Size of the model where nothing is pretrained; small if not given. paper needs a GPU
     directions:str='both', # Read the texts forward, backward, or both ways: the mean of both is better and takes twice as long
-    lang:str='en', # spaCy's code of the language, for the tokenizer
+    lang:str='en', # spaCy's code of the language, for the tokenizer; CODE:chars takes each character as a token, for any language
     valid_pct:float=0.2, # Share of the labelled texts held out for validation
     valid:str=None, # Column that says which rows to hold out instead (true or false)
     test:Path=None, # Table of labelled texts to test the finished model on
@@ -280,9 +280,11 @@ def train(
     baseline:bool=False, # Compare with TF-IDF and logistic regression on the same labels
 ):
     "Train a classifier on a table of labelled texts, in the three stages of ULMFiT."
-    if pretrained and size: raise typer.BadParameter('--size goes without --pretrained: the pretrained model has its own')
+    if pretrained not in (None,'none') and size: raise typer.BadParameter('--size goes without --pretrained: the pretrained model has its own')
     if baseline and label_delim: raise typer.BadParameter('--baseline is for one label a text, --label-delim for several')
-    if not pretrained and not lm_epochs and minutes is None: print('Neither --pretrained nor --lm-epochs: the classifier starts from nothing')
+    if pretrained is None and not size: pretrained = 'auto'
+    if pretrained=='none': pretrained = None
+    if not pretrained and not lm_epochs and minutes is None: print('Neither a pretrained model nor --lm-epochs: the classifier starts from nothing')
     with log_to(sys.stdout):
         from ulmfit_ext.data import TextStream,read_table
         from ulmfit_ext.ensemble import label_targets
@@ -382,7 +384,7 @@ def pretrain(
     size:str='small', # Size of the model. paper needs a GPU
     text:str='text', # Column that holds the texts, where the corpus is a table
     docs:int=None, # Read so many documents at most
-    lang:str='en', # spaCy's code of the language, for the tokenizer
+    lang:str='en', # spaCy's code of the language, for the tokenizer; CODE:chars takes each character as a token, for any language
     vocab:int=20000, # Size of the vocabulary
     epochs:int=1, # Epochs
     minutes:float=None, # Train for about so long in all, instead of --epochs

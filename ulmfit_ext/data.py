@@ -113,23 +113,45 @@ def all_caps(t):
     "fastai's `replace_all_caps` in linear time"
     return _re_caps.sub(lambda m: f"{m[1]}{'xxup ' if len(m[2])>1 else ''}{m[2].lower()}", t)
 
-_rules = compose(fix_text, replace_rep, replace_wrep, spec_add_spaces, rm_useless_spaces, all_caps, replace_maj, lowercase)
+_unspaced = {'zh','ja','th','lo','km','my'}
+_caseless = _unspaced | set('am ar bn dv fa gu he hi ka kn ko ml mr ne pa sa si ta te ti ug ur yi'.split())
+
+def _bos(t): return f'xxbos {t.strip()}'
+def _is_chars(lang): return str(lang).endswith(':chars')
+def _is_in(lang, langs): return str(lang).partition(':')[0] in langs
+
+@functools.lru_cache(maxsize=None)
+def _rules_of(lang):
+    "The rules for texts in the language `lang`"
+    if _is_chars(lang): return compose(fix_text, rm_useless_spaces, _bos)
+    words = [replace_wrep]*(not _is_in(lang, _unspaced))
+    case  = [all_caps, replace_maj]*(not _is_in(lang, _caseless))
+    return compose(fix_text, replace_rep, *words, spec_add_spaces, rm_useless_spaces, *case, lowercase)
+
+_rules = _rules_of('en')
 
 # %% ../nbs/10_data.ipynb #5a99397d
 _extras = dict(ja='sudachipy and sudachidict_core', ko='natto-py (and the mecab-ko library)', th='pythainlp', vi='pyvi')
-_unspaced = {'zh','ja','th'}
 _re_chunk = re.compile(r'\S{1,1000}|(?<=\s)\s+|[^\S ]\s*') # the first space after a word is no token
+
+def _code(lang):
+    "The language and the way to cut it of `lang`, such as 'en', 'th:chars' or 'zh:jieba'"
+    m = re.fullmatch('([a-z]{2,3})(?::(.+))?', lang) if isinstance(lang, str) else None
+    if not m or m[2] not in (None, 'chars', *['jieba']*(m[1]=='zh')):
+        raise UlmfitError(f"lang={lang!r} is not a language code of spaCy's: pass one such as 'en', 'de' or 'zh', 'xx' for any language with spaces, "
+                          "'xx:chars' for any language at all, a token a character, or 'zh:jieba' for Chinese words")
+    return m[1],m[2]
 
 def _blank(lang):
     "spaCy's tokenizer for `lang`, knowing the marks"
     import spacy
     from spacy.symbols import ORTH
-    if not (isinstance(lang, str) and re.fullmatch('[a-z]{2,3}', lang)): 
-        raise UlmfitError(f"lang={lang!r} is not a language code of spaCy's: pass one such as 'en', 'de' or 'zh', or 'xx' for any language with spaces")
-    try: tok = spacy.blank(lang).tokenizer
+    code,segmenter = _code(lang)
+    try: tok = spacy.blank(code, config=dict(nlp=dict(tokenizer=dict(segmenter=segmenter))) if segmenter else {}).tokenizer
     except ImportError as e:
-        if 'E048' in str(e): raise UlmfitError(f"spaCy {spacy.__version__} knows no language {lang!r}: pass a code such as 'en', 'de' or 'zh', or 'xx' for any language with spaces") from e
-        raise UlmfitError(f"lang={lang!r} needs the package {_extras.get(lang, 'that spaCy names')}: install it and try again ({' '.join(str(e).split())[:200]})") from e
+        if 'E048' in str(e): raise UlmfitError(f"spaCy {spacy.__version__} knows no language {code!r}: pass a code such as 'en', 'de' or 'zh', or 'xx' for any language with spaces") from e
+        raise UlmfitError(f"lang={lang!r} needs the package {segmenter or _extras.get(code, 'that spaCy names')}: install it and try again, or pass '{code}:chars', a token a character, "
+                          f"which needs nothing ({' '.join(str(e).split())[:200]})") from e
     except (OSError,ValueError) as e: raise UlmfitError(f"spaCy cannot make a tokenizer for {lang!r}: {' '.join(str(e).split())[:300]}") from e
     if hasattr(tok, 'add_special_case'):
         for w in defaults.text_spec_tok: tok.add_special_case(w, [{ORTH: w}])
@@ -160,8 +182,14 @@ class _Splitter(dict):
         if self.whole and self.whole.search(t): return list(self.spacy(t))
         return [x for c in _re_chunk.findall(t) for x in self[c]]
 
+class _Characters:
+    "Tokens of a text that are its characters; a space is `▁`, and a mark stays whole"
+    marks = re.compile(f"({'|'.join(defaults.text_spec_tok)})")
+    def __init__(self, lang): _code(lang)
+    def __call__(self, t): return [x for o in self.marks.split(t) for x in ((o,) if self.marks.fullmatch(o) else re.sub(r'\s+', '▁', o.strip()))]
+
 @functools.lru_cache(maxsize=None)
-def _splitter(lang): return _Splitter(lang)
+def _splitter(lang): return (_Characters if _is_chars(lang) else _Splitter)(lang)
 
 # %% ../nbs/10_data.ipynb #73c3fcf0
 def _as_text(o):
@@ -184,7 +212,7 @@ class TextProcessor:
     "A spaCy tokenizer for `lang` with fastai's rules, and a vocabulary"
     def __init__(self,
         vocab:list=None, # Words by id, `xxunk` and `xxpad` the first two; None: only `tokenize` works
-        lang:str='en'    # spaCy's code of the language
+        lang:str='en'    # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
     ):
         _splitter(lang)
         self.lang,self.vocab = lang,None if vocab is None else list(vocab)
@@ -194,14 +222,14 @@ class TextProcessor:
         self.o2i = {v:i for i,v in enumerate(self.vocab)}
 
     @property
-    def sep(self): return '' if self.lang in _unspaced else ' '
+    def sep(self): return '' if _is_chars(self.lang) or _is_in(self.lang, _unspaced) else ' '
     @property
     def dtype(self): return np.uint16 if len(self.vocab) <= 2**16 else np.uint32
     def __repr__(self): return f"TextProcessor(lang={self.lang!r}, {'no vocabulary' if self.vocab is None else f'{len(self.vocab)} words'})"
 
     def _tokens(self, texts, progress):
-        split = _splitter(self.lang)
-        return (split(_rules(o)) for o in _bar(_as_texts(texts), progress))
+        split,rules = _splitter(self.lang),_rules_of(self.lang)
+        return (split(rules(o)) for o in _bar(_as_texts(texts), progress))
 
     def tokenize(self,
         texts,               # Texts; None and NaN count as '', numbers as their digits
@@ -220,7 +248,8 @@ class TextProcessor:
 
     def decode(self, ids) -> str:
         "The tokens of `ids` as one string, without padding"
-        return self.sep.join(self.vocab[i] for i in map(int, ids) if i != 1)
+        res = self.sep.join(self.vocab[i] for i in map(int, ids) if i != 1)
+        return res.replace('▁', ' ') if _is_chars(self.lang) else res
 
     def to_dict(self) -> dict:
         "What `from_dict` needs, as JSON can hold it"
@@ -311,7 +340,7 @@ def _writable(folder, hint=''):
 # %% ../nbs/10_data.ipynb #646c7e78
 def tokenize_once(
     texts,                 # Texts, or anything that `TextProcessor.tokenize` takes
-    lang:str='en',         # spaCy's code of the language
+    lang:str='en',         # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
     path:str|Path='.',     # The cache is its folder `.ulmfit_cache`
     cache:bool=True,       # Look there first, and keep the tokens there? False touches no file
     progress:bool=True     # Show a bar where it takes more than a second or two
@@ -721,7 +750,7 @@ def ulmfit_dls(
     valid_col=None,              # Column of booleans, True for validation; instead of `valid_pct`
     unlabelled=None,             # More texts for the language models: a list, a column, a DataFrame or a path
     vocab:list=None,             # Words by id, used as they are; None: counted on all texts
-    lang:str='en',               # spaCy's code of the language
+    lang:str='en',               # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
     path:str|Path='.',           # Where the cache is kept and Learners save
     seed:int=None,               # Of the random split; None: another split each time
     bs:int=64,                   # Batch size: streams of the language models, texts of the classifiers
@@ -729,6 +758,7 @@ def ulmfit_dls(
     label_delim:str=None,        # What separates the labels of a text, such as ';'
     min_freq:int=3,              # Words that occur less often are unknown
     max_vocab:int=60000,         # Words at most
+    known:list=None,             # Vocabulary of a pretrained model, whose words become part of this one too
     clas_bs:int=None,            # Batch size of the classifiers, where it is not `bs`
     cache:bool=True,             # Keep the tokens in `path`/.ulmfit_cache?
     progress:bool=True           # Show a bar where tokenizing takes more than a second or two
@@ -742,7 +772,9 @@ def ulmfit_dls(
     valid = labelled[_split_rows(df, [y[i] for i in labelled], labelled, multi, valid_pct, valid_col, seed)]
     extra = _unlabelled(unlabelled, text_col)
     toks  = tokenize_once(texts+extra, lang, path, cache, progress)
-    if vocab is None: vocab = _make_vocab(toks, min_freq, max_vocab)
+    if vocab is None:
+        vocab = _make_vocab(toks, min_freq, max_vocab)
+        if known is not None: vocab = list(dict.fromkeys(o for o in [*vocab, *known] if o!='xxfake'))
     return UlmfitDls(toks, TextProcessor(vocab, lang), y, classes, multi, labelled, valid, len(extra)+int(missing.sum()), Path(path), bs, bptt,
                      ifnone(clas_bs, bs), dict(text_col=text_col, label_col=label_col, label_delim=label_delim))
 
@@ -942,7 +974,7 @@ def _disk(file):
 # %% ../nbs/10_data.ipynb #9b0b9434
 def tokenize_corpus(
     corpus,                # What `TextStream` reads: a folder, a file, a DataFrame or an iterable of texts
-    lang:str='en',         # spaCy's code of the language
+    lang:str='en',         # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
     path:str|Path='.',     # The shards are in its folder `.ulmfit_cache/corpus`
     text_col='text',       # Column of a table that holds the texts
     max_docs:int=None,     # At most so many documents

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['lm_sizes', 'lm_size', 'CPUBfloat16', 'save_weights', 'read_weights', 'load_weights', 'direction', 'save_lm',
-           'make_dir', 'load_fastai_lm', 'lm_folder', 'load_lm', 'match_vocab', 'lm_learner', 'coverage', 'finetune_lm',
-           'TimeBudget', 'corpus_dls', 'Checkpoints', 'word_perplexity', 'pretrain_lm']
+           'make_dir', 'load_fastai_lm', 'lm_folder', 'load_lm', 'lm_processor', 'lm_perplexity', 'match_vocab',
+           'lm_learner', 'coverage', 'finetune_lm', 'TimeBudget', 'corpus_dls', 'Checkpoints', 'word_perplexity',
+           'pretrain_lm']
 
 # %% ../nbs/11_lm.ipynb #420c1078
 from fastai.text.all import *
@@ -196,11 +197,12 @@ def lm_folder(
     "The folder of a language model"
     return Path(ulmfit_ext.__file__).parent/'weights'/'small' if str(path)=='small' else Path(path).expanduser()
 
-def _fastai_pair(path):
+def _fastai_pair(path, backwards=False):
     "The `.pth` and `.pkl` that `path` is, or is the folder of; None where it is neither"
     if path.is_file(): pths = [path] if path.suffix=='.pth' else []
     else:              pths = sorted(path.glob('*.pth')) if path.is_dir() and not (path/'config.json').exists() else []
     if not pths: return
+    if any(s in o.stem for o in pths for s in ('fwd','bwd')): pths = [o for o in pths if _short(backwards) in o.stem] or pths
     pkls = [o for o in (pths[0].with_suffix('.pkl'), *sorted(pths[0].parent.glob('*.pkl'))) if o.exists()]
     if len(pths)>1: raise UlmfitError(f"{path} holds {len(pths)} files of weights: give one of them, such as {pths[0]}")
     if not pkls: raise UlmfitError(f"There is no vocabulary beside {pths[0]}: put fastai's .pkl file of it into the same folder")
@@ -212,7 +214,7 @@ def load_lm(
 ) -> tuple: # Weights (name to tensor), vocabulary (list of str), sizes (dict)
     "Read a language model. Raises `UlmfitError` where there is none, it is damaged, or it lacks the direction"
     if str(path)=='wt103': wgts,vocab = _wt103(backwards)
-    elif pair := _fastai_pair(lm_folder(path)): wgts,vocab = load_fastai_lm(*pair)
+    elif pair := _fastai_pair(lm_folder(path), backwards): wgts,vocab = load_fastai_lm(*pair)
     else:
         path,vocab,cfg = _read_lm_folder(lm_folder(path))
         file = path/f'{_short(backwards)}.safetensors'
@@ -222,6 +224,32 @@ def load_lm(
     if not w_hh or '0.encoder.weight' not in wgts or len(wgts['0.encoder.weight'])!=len(vocab):
         raise UlmfitError(f"The weights in {path} are not those of a language model with its vocabulary of {len(vocab):,} words: make it again")
     return wgts,vocab,dict(emb_sz=wgts['0.encoder.weight'].shape[1], n_hid=wgts[w_hh[0]].shape[1], n_layers=len(w_hh))
+
+# %% ../nbs/11_lm.ipynb #0b707832
+def lm_processor(
+    path, # What `load_lm` reads
+) -> TextProcessor: # Tokenizer and vocabulary of that language model
+    "What it takes to read texts as the language model in `path` does"
+    if str(path)=='wt103' or _fastai_pair(lm_folder(path)): return TextProcessor(load_lm(path)[1])
+    path,vocab,cfg = _read_lm_folder(lm_folder(path))
+    return TextProcessor.from_dict({**cfg['processor'], 'vocab':vocab}) if cfg.get('processor') else TextProcessor(vocab)
+
+def lm_perplexity(
+    path, # What `load_lm` reads
+    texts, # Raw texts
+    backwards:bool=False, # Which direction?
+) -> float: # e to the mean cross entropy of all tokens but the first of each text
+    "Perplexity of a language model on texts, each read on its own. Raises what `load_lm` raises"
+    (wgts,vocab,sizes),processor = load_lm(path, backwards),lm_processor(path)
+    model = get_language_model(AWD_LSTM, len(vocab), {**awd_lstm_lm_config, **sizes}, drop_mult=0.).eval()
+    load_weights(model, wgts, f'the weights in {path}')
+    loss,n = 0.,0
+    for ids in processor.encode(texts, progress=False):
+        ids = torch.from_numpy((ids[::-1] if backwards else ids).astype(np.int64))
+        model[0].reset()
+        with torch.no_grad(): loss += F.cross_entropy(model(ids[None,:-1])[0][0], ids[1:], reduction='sum').item()
+        n += len(ids)-1
+    return math.exp(loss/max(n, 1))
 
 # %% ../nbs/11_lm.ipynb #72d1e84c
 def match_vocab(
@@ -341,7 +369,7 @@ def _fit_minutes(learn, minutes, lr_max, wd=None, cbs=None, elapsed=0.):
 def corpus_dls(
     corpus, # Folder of `.txt` files, text file, table, DataFrame or iterable of texts
     path='.', # Where the tokens are kept
-    lang:str='en', # spaCy's code of the language
+    lang:str='en', # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
     max_vocab:int=20000, # Size of the vocabulary
     min_freq:int=3, # Words that occur less often are unknown
     backwards:bool=False, # Read from end to beginning?
@@ -448,7 +476,7 @@ def word_perplexity(
     dl,vocab = dls.valid,text_vocab(dls)
     n = sum(np.bincount(dl.ids[dl.starts[i]:dl.starts[i+1]], minlength=len(vocab)) for i in dl.docs)
     words = np.array([w==UNK or w not in defaults.text_spec_tok for w in vocab])
-    n_words = max(1, int(n[words].sum()))
+    n_words = max(1, int(n[words].sum()) if '▁' not in vocab else int(n[vocab.index('▁')])+len(dl.docs))
     return math.exp(loss*int(n.sum())/n_words), int(n[vocab.index(UNK)])/n_words
 
 # %% ../nbs/11_lm.ipynb #a254b29b
@@ -458,7 +486,7 @@ def pretrain_lm(
     path, # Folder for the language model, and for the cache of its tokens
     config:str|dict='small', # Sizes: a name in `lm_sizes`, or a dict
     backwards:bool=False, # Read from end to beginning?
-    lang:str='en', # spaCy's code of the language
+    lang:str='en', # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
     text_col:str='text', # Column of a table that holds the text
     max_vocab:int=20000, # Size of the vocabulary
     n_epoch:int=1, # Epochs

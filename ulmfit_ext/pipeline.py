@@ -10,7 +10,7 @@ from fastai.text.all import *
 from .callback.unfreeze import *
 from .data import *
 from .lm import *
-from .lm import _key
+from .lm import _key,_fastai_pair
 from .classifier import *
 from .ensemble import *
 from .export import *
@@ -21,9 +21,11 @@ _sides = {'both': ('fwd','bwd'), 'fwd': ('fwd',), 'bwd': ('bwd',)}
 _names = dict(fwd='forward', bwd='backward')
 
 def _fingerprint(pretrained, side):
-    "What the weights for `side` in the folder `pretrained` are, not just where"
+    "What the weights for `side` in `pretrained` are, not just where"
     if pretrained is None or str(pretrained)=='wt103': return str(pretrained)
-    return hashlib.sha256((Path(pretrained)/f'{side}.safetensors').read_bytes()).hexdigest()
+    folder = lm_folder(pretrained)
+    pair = _fastai_pair(folder, side=='bwd')
+    return hashlib.sha256((pair[0] if pair else folder/f'{side}.safetensors').read_bytes()).hexdigest()
 
 def _data_key(dls):
     "A short name for all that is learned from: tokens, vocabulary, split and labels"
@@ -36,7 +38,7 @@ class ULMFiT:
     def __init__(self,
         dls:UlmfitDls, # What `ulmfit_dls` made
         path='ulmfit', # Folder for everything that is made
-        pretrained=None, # Folder of a language model, 'wt103' for fastai's WikiText-103 weights, None: no stage one
+        pretrained=None, # What `load_lm` reads: 'small', 'wt103', or a path; None: no stage one
         directions:str='both', # 'both', 'fwd' or 'bwd'
         config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
         bptt:int=70, # Tokens in a chunk of the classifier
@@ -52,20 +54,26 @@ class ULMFiT:
     def __repr__(self): return f"ULMFiT in {self.path}: {', '.join(f'{_names[s]} {k}' for k,d in (('language model', self.lms), ('classifier', self.learns)) for s in d) or 'nothing trained yet' if self.sides else self._pair}"
 
     @classmethod
-    @delegates(ulmfit_dls, but=['df','path','seed'])
+    @delegates(ulmfit_dls, but=['df','path','seed','known'])
     def from_df(cls,
         df, # DataFrame, or file of a table
         path='ulmfit', # Folder for everything that is made
-        pretrained=None, # Folder of a language model, 'wt103' for fastai's WikiText-103 weights, None: no stage one
+        pretrained='auto', # What `load_lm` reads: 'small', 'wt103', or a path; None: no stage one; 'auto': 'small' for English at that size, else None
         directions:str='both', # 'both', 'fwd' or 'bwd'
         config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
         bptt:int=70, # Tokens in a chunk
         seed:int=42, # The split, and the random numbers of training
+        all_words:bool=True, # Make all words that the pretrained model knows part of the vocabulary?
         **kwargs
     ):
         "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
-        if pretrained is not None and str(pretrained)!='wt103':
-            for side in _sides.get(directions, ()): load_lm(pretrained, side=='bwd') # say at the door what is wrong with it
+        if pretrained=='auto': pretrained = 'small' if kwargs.get('lang', 'en')=='en' and config=='small' else None
+        if pretrained is not None:
+            if directions=='both' and str(pretrained)!='wt103' and (pair := _fastai_pair(lm_folder(pretrained))) and pair==_fastai_pair(lm_folder(pretrained), True):
+                raise UlmfitError(f"{pair[0]} is a language model of one direction: pass directions='fwd' or 'bwd', or a folder with two, 'fwd' and 'bwd' in their names")
+            for side in _sides.get(directions, ()):
+                _,known,_ = load_lm(pretrained, side=='bwd') # say at the door what is wrong with it
+                if all_words: kwargs['known'] = known
         make_dir(path)
         return cls(ulmfit_dls(df, path=path, seed=seed, bptt=bptt, **kwargs), path, pretrained, directions, config, bptt, seed)
 
