@@ -753,6 +753,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'ulmfit_ext.lm.coverage': ('lm.html#coverage', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm.direction': ('lm.html#direction', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm.finetune_lm': ('lm.html#finetune_lm', 'ulmfit_ext/lm.py'),
+                               'ulmfit_ext.lm.has_bfloat16': ('lm.html#has_bfloat16', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm.lm_folder': ('lm.html#lm_folder', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm.lm_learner': ('lm.html#lm_learner', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm.lm_perplexity': ('lm.html#lm_perplexity', 'ulmfit_ext/lm.py'),

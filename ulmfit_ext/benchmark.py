@@ -277,13 +277,14 @@ def rounding(scale, ours=None, file=''):
     "Accuracy on the test questions of TREC-6 in 32 and in 8 bits"
     from ulmfit_ext.classifier import ulmfit_classifier
     from ulmfit_ext.data import ulmfit_dls,class_vocab
+    from ulmfit_ext.lm import load_lm
     from ulmfit_ext.predict import Predictor
     df = pd.read_json(file, lines=True)
     train,test = df[df.split=='train'],df[df.split=='test']
-    dls = ulmfit_dls(train, seed=0, cache=False, progress=False, valid_pct=0.1, bs=32)
+    dls = ulmfit_dls(train, seed=0, cache=False, progress=False, valid_pct=0.1, bs=32, known=load_lm('small')[1])
     set_seed(0)
-    learn = ulmfit_classifier(dls.clas_fwd, scale.sizes, bptt=scale.bptt)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(scale.trec_epochs, 5e-3)
+    learn = ulmfit_classifier(dls.clas_fwd, encoder='small', bptt=scale.bptt)
+    with learn.no_bar(), learn.no_logging(): learn.fit_gradual(scale.trec_epochs, 0.01)
     def step():
         y = tensor([class_vocab(dls.clas_fwd).index(o) for o in test.label])
         return {k: (Predictor(learn, quantize=q)(test.text, progress=False).argmax(1)==y).float().mean().item() for k,q in (('fp32',False), ('int8',True))}
