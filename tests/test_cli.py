@@ -177,6 +177,27 @@ def test_pretrain(home, tmp_path):
     assert 'of the tokens' in out and 'Validation' in out
     assert (lambda o: 'Forward' in o and 'Backward' in o)(run(line+' --both', corpus, tmp_path/'both').stdout)
 
+def test_pretrain_in_parts(tmp_path):
+    "In parts, in 16 bits, with tokens a second in each line; done once, it is not done again"
+    corpus = tmp_path/'corpus.txt'
+    corpus.write_text('\n\n'.join(reviews(400, 2).text))
+    line = 'pretrain {} --out {} --size tiny --bs 4 --bptt 10 --part 0.01 --valid-pct 0.1 --schedule stlr --drop-mult 0 --bf16 --half --workers 1 --lang xx:chars'
+    out  = run(line, corpus, tmp_path/'lm').stdout
+    rows = re.findall(r'^\d+ +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +\d\d:\d\d', out, re.M)
+    assert len(rows)==2 and 'tokens/s' in out, out
+    assert re.search(r'Perplexity [\d.]+ a token and [\d.]+ a word on documents held out, where 0.0% of the words are unknown', out)
+    assert 'already' in run(line, corpus, tmp_path/'lm').stdout
+    wgts,vocab,_ = lm.load_lm(tmp_path/'lm')
+    assert '▁' in vocab and len(vocab)<60
+    fails(line.replace('xx:chars', 'qq:chars:x'), corpus, tmp_path/'lm2', says='not a language code')
+
+def test_english_starts_from_the_small_weights(home, tmp_path):
+    line = 'train {} --out {} --lm-epochs 1 --epochs 1 --bs 16 --directions fwd'
+    assert 'vocabulary of small' in run(line, home/'reviews.csv', tmp_path/'a').stdout
+    assert 'vocabulary of' not in run(line+' --pretrained none', home/'reviews.csv', tmp_path/'b').stdout
+    assert 'vocabulary of' not in run(line+' --lang de --min-freq 1', home/'reviews.csv', tmp_path/'c').stdout
+    assert 'goes without' in run(line+' --pretrained small --size tiny', home/'reviews.csv', tmp_path/'d', code=2).stderr
+
 def test_unlabelled_and_minutes(home, tmp_path):
     more = tmp_path/'more.txt'
     more.write_text('\n'.join(reviews(30, 3).text))

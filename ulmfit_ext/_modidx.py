@@ -746,6 +746,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'ulmfit_ext.lm._light': ('lm.html#_light', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._lstm_bf16': ('lm.html#_lstm_bf16', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._read_lm_folder': ('lm.html#_read_lm_folder', 'ulmfit_ext/lm.py'),
+                               'ulmfit_ext.lm._return_memory': ('lm.html#_return_memory', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._short': ('lm.html#_short', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._sizes': ('lm.html#_sizes', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._wt103': ('lm.html#_wt103', 'ulmfit_ext/lm.py'),
