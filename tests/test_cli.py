@@ -191,6 +191,18 @@ def test_pretrain_in_parts(tmp_path):
     assert '▁' in vocab and len(vocab)<60
     fails(line.replace('xx:chars', 'qq:chars:x'), corpus, tmp_path/'lm2', says='not a language code')
 
+def test_pieces_of_words(home, tmp_path):
+    "A language model of pieces of words brings its tokenizer along, into a classifier that is saved and read again"
+    pytest.importorskip('sentencepiece')
+    corpus = tmp_path/'corpus.txt'
+    corpus.write_text('\n\n'.join(reviews(200, 2).text))
+    out = run('pretrain {} --out {} --size tiny --bs 4 --bptt 10 --both --subwords 60', corpus, tmp_path/'lm').stdout
+    assert '0.0% of the words are unknown' in out
+    (tmp_path/'lm'/'subwords.model').rename(tmp_path/'elsewhere')
+    run('train {} --out {} --pretrained {} --lm-epochs 1 --epochs 1 --bs 16', home/'reviews.csv', tmp_path/'out', tmp_path/'lm')
+    assert lm.lm_processor(tmp_path/'lm').tokenize(['the filmy']) != [['xxbos','the','filmy']]
+    assert 'both' in run('evaluate {} {}', tmp_path/'out', home/'reviews.csv').stdout
+
 def test_english_starts_from_the_small_weights(home, tmp_path):
     line = 'train {} --out {} --lm-epochs 1 --epochs 1 --bs 16 --directions fwd'
     assert 'vocabulary of small' in run(line, home/'reviews.csv', tmp_path/'a').stdout

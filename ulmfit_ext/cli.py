@@ -260,7 +260,7 @@ def train(
     pretrained:str=None, # Folder of a language model (see: ulmfit pretrain), small for the English one that comes along, wt103 for fastai's, none to learn from your text alone. If not given: small for English, unless --size is given
     size:str=None, # Size of the model where nothing is pretrained; small if not given. paper needs a GPU
     directions:str='both', # Read the texts forward, backward, or both ways: the mean of both is better and takes twice as long
-    lang:str='en', # spaCy's code of the language, for the tokenizer; CODE:chars takes each character as a token, for any language
+    lang:str=None, # spaCy's code of the language, for the tokenizer; CODE:chars takes each character as a token, for any language. If not given: that of --pretrained, or en
     valid_pct:float=0.2, # Share of the labelled texts held out for validation
     valid:str=None, # Column that says which rows to hold out instead (true or false)
     test:Path=None, # Table of labelled texts to test the finished model on
@@ -375,7 +375,7 @@ def _sample(learn, backwards, n_words=30):
 @command('ulmfit pretrain articles/ --out german --lang de --both --minutes 60',
          'ulmfit pretrain corpus.jsonl.gz --out law --text body --vocab 30000',
          stopped='What was tokenized and trained is kept in {out}: the same line goes on from there',
-         Corpus='text docs lang vocab valid_pct workers', Model='out backwards both size half', Training='epochs minutes lr schedule drop_mult bs bptt bf16 part seed')
+         Corpus='text docs lang subwords vocab valid_pct workers', Model='out backwards both size half', Training='epochs minutes lr schedule drop_mult bs bptt bf16 part seed')
 def pretrain(
     corpus:Path, # Folder of .txt files, a .txt file with empty lines between documents, or a table (CSV, TSV, JSONL, Parquet); may be gzip'd, and larger than memory
     out:Path, # Folder for the language model; a second direction goes to the same
@@ -398,13 +398,18 @@ def pretrain(
     valid_pct:float=0.02, # Share of the documents held out to measure perplexity
     half:bool=False, # Store the weights as 16-bit floats: half the size
     workers:int=None, # Processes that tokenize; one for each processor if not given, 8 at most
+    subwords:int=None, # Find about so many pieces of words in the corpus, and take these as tokens; needs the package sentencepiece
     seed:int=42, # Of training, and of the documents held out
 ):
     "Train a language model on plain text of any kind, to start ulmfit train from."
     if both and backwards: raise typer.BadParameter('give either --backwards or --both')
     sides = (False,True) if both else (backwards,)
     with log_to(sys.stdout):
+        from ulmfit_ext.data import train_subwords
         from ulmfit_ext.lm import pretrain_lm
+        if subwords:
+            file = out/'subwords.model'
+            lang = f'{lang}:{file}' if file.exists() else train_subwords(corpus, file, subwords, lang, text)
         for b in sides:
             print(f"\n{'Backward' if b else 'Forward'} language model")
             learn = pretrain_lm(corpus, out, size, backwards=b, lang=lang, text_col=text, max_vocab=vocab, n_epoch=epochs, minutes=minutes and minutes/len(sides),
@@ -412,10 +417,11 @@ def pretrain(
                                 workers=workers, max_docs=docs, seed=seed)
             if not hasattr(learn.recorder, 'losses'): continue # it was there already
             with new_file(out/f"{'bwd' if b else 'fwd'}.png") as tmp: _save_png(_loss_curve(learn), tmp)
-            print(f'It writes: {_sample(learn, b)}')
+            said = _sample(learn, b)
+            print(f"It writes: {said.replace('▁', ' ') if learn.dls.processor.spelled else said}")
         have = [o for o in ('fwd','bwd') if (out/f'{o}.safetensors').exists()]
         print(f'\nThe language model is in {out}. Next:\n' + _quoted('ulmfit', 'train', 'FILE', '--text', 'COLUMN', '--label', 'COLUMN', '--pretrained', out,
-              *(['--lang', lang] if lang!='en' else []), *(['--directions', *have] if len(have)<2 else [])))
+              *(['--directions', *have] if len(have)<2 else [])))
 
 # %% ../nbs/18_cli.ipynb #2003b698
 @command('ulmfit demo', 'ulmfit demo --labels 50 --minutes 4', 'ulmfit demo --path src/',

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['UlmfitError', 'atomic_write', 'read_table', 'clean_text', 'fix_text', 'all_caps', 'TextProcessor', 'Tokens',
            'tokenize_once', 'TextToIds', 'UlmfitDataLoaders', 'clas_dls', 'LMLoader', 'Documents', 'lm_dls',
-           'UlmfitDls', 'ulmfit_dls', 'TextStream', 'tokenize_corpus', 'Corpus', 'held_out', 'text_vocab',
-           'class_vocab', 'is_backwards', 'encode_texts', 'empty_clas_dls', 'empty_lm_dls']
+           'UlmfitDls', 'ulmfit_dls', 'TextStream', 'tokenize_corpus', 'Corpus', 'train_subwords', 'held_out',
+           'text_vocab', 'class_vocab', 'is_backwards', 'encode_texts', 'empty_clas_dls', 'empty_lm_dls']
 
 # %% ../nbs/10_data.ipynb #76b7442c
-import csv,difflib,functools,gzip,hashlib,io,json,mmap,multiprocessing,shutil,signal,tempfile,threading,uuid,warnings,zipfile,zlib
+import base64,csv,difflib,functools,gzip,hashlib,importlib.util,io,json,mmap,multiprocessing,shutil,signal,tempfile,threading,uuid,warnings,zipfile,zlib
 from collections import deque
 from contextlib import contextmanager,nullcontext
 from fastai.text.all import *
@@ -118,14 +118,16 @@ _caseless = _unspaced | set('am ar bn dv fa gu he hi ka kn ko ml mr ne pa sa si 
 
 def _bos(t): return f'xxbos {t.strip()}'
 def _is_chars(lang): return str(lang).endswith(':chars')
+def _is_subwords(lang): return str(lang).endswith('.model')
 def _is_in(lang, langs): return str(lang).partition(':')[0] in langs
 
 @functools.lru_cache(maxsize=None)
 def _rules_of(lang):
     "The rules for texts in the language `lang`"
     if _is_chars(lang): return compose(fix_text, rm_useless_spaces, _bos)
-    words = [replace_wrep]*(not _is_in(lang, _unspaced))
-    case  = [all_caps, replace_maj]*(not _is_in(lang, _caseless))
+    lang = lang.partition(':')[0]
+    words = [replace_wrep]*(lang not in _unspaced)
+    case  = [all_caps, replace_maj]*(lang not in _caseless)
     return compose(fix_text, replace_rep, *words, spec_add_spaces, rm_useless_spaces, *case, lowercase)
 
 _rules = _rules_of('en')
@@ -137,9 +139,9 @@ _re_chunk = re.compile(r'\S{1,1000}|(?<=\s)\s+|[^\S ]\s*') # the first space aft
 def _code(lang):
     "The language and the way to cut it of `lang`, such as 'en', 'th:chars' or 'zh:jieba'"
     m = re.fullmatch('([a-z]{2,3})(?::(.+))?', lang) if isinstance(lang, str) else None
-    if not m or m[2] not in (None, 'chars', *['jieba']*(m[1]=='zh')):
+    if not m or not (m[2] in (None, 'chars', *['jieba']*(m[1]=='zh')) or _is_subwords(lang)):
         raise UlmfitError(f"lang={lang!r} is not a language code of spaCy's: pass one such as 'en', 'de' or 'zh', 'xx' for any language with spaces, "
-                          "'xx:chars' for any language at all, a token a character, or 'zh:jieba' for Chinese words")
+                          "'xx:chars' for any language at all, a token a character, 'zh:jieba' for Chinese words, or 'de:FILE.model' for the pieces of words of a SentencePiece model")
     return m[1],m[2]
 
 def _blank(lang):
@@ -186,10 +188,32 @@ class _Characters:
     "Tokens of a text that are its characters; a space is `▁`, and a mark stays whole"
     marks = re.compile(f"({'|'.join(defaults.text_spec_tok)})")
     def __init__(self, lang): _code(lang)
-    def __call__(self, t): return [x for o in self.marks.split(t) for x in ((o,) if self.marks.fullmatch(o) else re.sub(r'\s+', '▁', o.strip()))]
+    def cut(self, t): return re.sub(r'\s+', '▁', t)
+    def __call__(self, t): return [x for o in self.marks.split(t) if o.strip() for x in ((o,) if self.marks.fullmatch(o) else self.cut(o.strip()))]
+
+class _Subwords(_Characters):
+    "Tokens of a text that are the pieces of a SentencePiece model; the first piece of a word begins with `▁`"
+    def __init__(self, lang):
+        _,file = _code(lang)
+        try: from sentencepiece import SentencePieceProcessor
+        except ImportError: raise UlmfitError("pieces of words need the package sentencepiece: pip install 'ulmfit_ext[subwords]'") from None
+        self.tok = SentencePieceProcessor()
+        try: self.tok.Load(file)
+        except (OSError,RuntimeError) as e: raise UlmfitError(f"'{file}' is no SentencePiece model that can be read ({' '.join(str(e).split())[:100]}): make one with `train_subwords`") from e
+    def cut(self, t): return self.tok.EncodeAsPieces(t)
 
 @functools.lru_cache(maxsize=None)
-def _splitter(lang): return (_Characters if _is_chars(lang) else _Splitter)(lang)
+def _splitter(lang): return (_Characters if _is_chars(lang) else _Subwords if _is_subwords(lang) else _Splitter)(lang)
+
+# %% ../nbs/10_data.ipynb #e0d95d52
+def _subwords_file(model):
+    "A file that holds the SentencePiece model `model`, in the folder for temporary files"
+    file = Path(tempfile.gettempdir())/f'ulmfit_ext-{hashlib.sha256(model).hexdigest()[:16]}.model'
+    if not (file.exists() and file.read_bytes()==model):
+        with atomic_write(file) as tmp: tmp.write_bytes(model)
+    return file
+
+def _lang_key(lang): return lang if not _is_subwords(lang) else f"{lang.partition(':')[0]}:{hashlib.sha256(Path(_code(lang)[1]).read_bytes()).hexdigest()}"
 
 # %% ../nbs/10_data.ipynb #73c3fcf0
 def _as_text(o):
@@ -222,7 +246,9 @@ class TextProcessor:
         self.o2i = {v:i for i,v in enumerate(self.vocab)}
 
     @property
-    def sep(self): return '' if _is_chars(self.lang) or _is_in(self.lang, _unspaced) else ' '
+    def sep(self): return '' if self.spelled or _is_in(self.lang, _unspaced) else ' '
+    @property
+    def spelled(self): return _is_chars(self.lang) or _is_subwords(self.lang) # a space is `▁`
     @property
     def dtype(self): return np.uint16 if len(self.vocab) <= 2**16 else np.uint32
     def __repr__(self): return f"TextProcessor(lang={self.lang!r}, {'no vocabulary' if self.vocab is None else f'{len(self.vocab)} words'})"
@@ -248,13 +274,17 @@ class TextProcessor:
 
     def decode(self, ids) -> str:
         "The tokens of `ids` as one string, without padding"
-        res = self.sep.join(self.vocab[i] for i in map(int, ids) if i != 1)
-        return res.replace('▁', ' ') if _is_chars(self.lang) else res
+        toks = [self.vocab[i] for i in map(int, ids) if i != 1]
+        if not self.spelled: return self.sep.join(toks)
+        return re.sub('▁+', ' ', ''.join(f'▁{o}▁' if o in defaults.text_spec_tok else o for o in toks)).strip()
 
     def to_dict(self) -> dict:
         "What `from_dict` needs, as JSON can hold it"
         import spacy
-        return dict(format=_FORMAT, lang=self.lang, spacy=spacy.__version__, vocab=self.vocab)
+        res = dict(format=_FORMAT, lang=self.lang, spacy=spacy.__version__, vocab=self.vocab)
+        if not _is_subwords(self.lang): return res
+        code,file = _code(self.lang)
+        return {**res, 'lang':code, 'subwords':base64.b64encode(Path(file).read_bytes()).decode()}
 
     @classmethod
     def from_dict(cls, d:dict) -> 'TextProcessor':
@@ -265,7 +295,8 @@ class TextProcessor:
         if not isinstance(d['vocab'], list|None): raise UlmfitError("not a saved TextProcessor: 'vocab' is not a list. Is the file whole?")
         if (old:=str(d.get('spacy', spacy.__version__))).split('.')[:2] != spacy.__version__.split('.')[:2]:
             warnings.warn(f'saved with spaCy {old} and read with spaCy {spacy.__version__}: some words may be split in another way; install spacy=={old} to be sure', stacklevel=2)
-        return cls(d['vocab'], d['lang'])
+        lang = d['lang'] if not d.get('subwords') else f"{d['lang']}:{_subwords_file(base64.b64decode(d['subwords']))}"
+        return cls(d['vocab'], lang)
 
 # %% ../nbs/10_data.ipynb #f325e6dd
 class Tokens:
@@ -316,7 +347,7 @@ def load(cls:Tokens, path):
 # %% ../nbs/10_data.ipynb #271d0b01
 def _cache_key(texts, lang):
     import spacy
-    h = hashlib.blake2b(f'{_FORMAT} {lang} {spacy.__version__}'.encode(), digest_size=16)
+    h = hashlib.blake2b(f'{_FORMAT} {_lang_key(lang)} {spacy.__version__}'.encode(), digest_size=16)
     for t in texts:
         b = t.encode('utf-8', 'surrogatepass')
         h.update(len(b).to_bytes(8, 'little') + b)
@@ -1024,6 +1055,32 @@ class Corpus:
 def _load_shard(file):
     try: return Tokens.load(file)
     except _unreadable as e: raise UlmfitError(f"the tokens in '{file}' can no longer be read ({e}): tokenize the corpus again") from e
+
+# %% ../nbs/10_data.ipynb #76529705
+def train_subwords(
+    corpus,                 # What `TextStream` reads
+    path:str|Path,          # File to write, `.model`
+    size:int=8000,          # Pieces, about
+    lang:str='xx',          # spaCy's code of the language
+    text_col='text',        # Column of a table that holds the texts
+    max_chars:int=20_000_000, # Characters of the corpus to learn from
+) -> str:                   # What to pass as `lang`
+    "Train a SentencePiece model through fastai's `SentencePieceTokenizer`. Raises `UlmfitError` where the package is missing or the corpus too small"
+    try: import sentencepiece
+    except ImportError: raise UlmfitError("pieces of words need the package sentencepiece: pip install 'ulmfit_ext[subwords]'") from None
+    path,n,lines = Path(path),0,[]
+    if path.suffix!='.model': raise UlmfitError(f"'{path}' is to be a SentencePiece model: give it a name that ends in .model")
+    for t in TextStream(corpus, text_col):
+        lines += re.findall('.{1,1000}', _rules_of(lang)(t)) # longer lines are left out by SentencePiece
+        n += len(t)
+        if n>=max_chars: break
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as d:
+        tok = SentencePieceTokenizer(lang, vocab_sz=size, cache_dir=d)
+        try: tok.setup(lines)
+        except RuntimeError as e: raise UlmfitError(f"SentencePiece cannot find {size} pieces in {n:,} characters ({' '.join(str(e).split())[-120:]}): ask for fewer, or give more text") from e
+        os.replace(Path(d)/'spm.model', path)
+    return f'{lang}:{path}'
 
 # %% ../nbs/10_data.ipynb #95929786
 def held_out(

@@ -487,7 +487,8 @@ def word_perplexity(
     dl,vocab = dls.valid,text_vocab(dls)
     n = sum(np.bincount(dl.ids[dl.starts[i]:dl.starts[i+1]], minlength=len(vocab)) for i in dl.docs)
     words = np.array([w==UNK or w not in defaults.text_spec_tok for w in vocab])
-    n_words = max(1, int(n[words].sum()) if '▁' not in vocab else int(n[vocab.index('▁')])+len(dl.docs))
+    starts  = np.array([w.startswith('▁') for w in vocab]) & words # where spaces are part of the tokens
+    n_words = max(1, int(n[starts].sum())+len(dl.docs)*('▁' in vocab) if dls.processor.spelled else int(n[words].sum()))
     return math.exp(loss*int(n.sum())/n_words), int(n[vocab.index(UNK)])/n_words
 
 # %% ../nbs/11_lm.ipynb #a254b29b

@@ -54,7 +54,7 @@ class ULMFiT:
     def __repr__(self): return f"ULMFiT in {self.path}: {', '.join(f'{_names[s]} {k}' for k,d in (('language model', self.lms), ('classifier', self.learns)) for s in d) or 'nothing trained yet' if self.sides else self._pair}"
 
     @classmethod
-    @delegates(ulmfit_dls, but=['df','path','seed','known'])
+    @delegates(ulmfit_dls, but=['df','path','seed','lang','known'])
     def from_df(cls,
         df, # DataFrame, or file of a table
         path='ulmfit', # Folder for everything that is made
@@ -64,10 +64,14 @@ class ULMFiT:
         bptt:int=70, # Tokens in a chunk
         seed:int=42, # The split, and the random numbers of training
         all_words:bool=True, # Make all words that the pretrained model knows part of the vocabulary?
+        lang:str=None, # spaCy's code of the language, as for `ulmfit_dls`; None: that of the pretrained model, or English
         **kwargs
     ):
         "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
-        if pretrained=='auto': pretrained = 'small' if kwargs.get('lang', 'en')=='en' and config=='small' else None
+        if pretrained=='auto': pretrained = 'small' if lang in (None,'en') and config=='small' else None
+        own = lm_processor(pretrained).lang if pretrained is not None and (lm_folder(pretrained)/'config.json').exists() else None
+        if lang and own and lang!=own and not own.endswith('.model'): warn(f"The language model in {pretrained} reads lang={own!r} and the texts are read as {lang!r}: leave lang out to take its own")
+        kwargs['lang'] = lang or own or 'en'
         if pretrained is not None:
             if directions=='both' and str(pretrained)!='wt103' and (pair := _fastai_pair(lm_folder(pretrained))) and pair==_fastai_pair(lm_folder(pretrained), True):
                 raise UlmfitError(f"{pair[0]} is a language model of one direction: pass directions='fwd' or 'bwd', or a folder with two, 'fwd' and 'bwd' in their names")
