@@ -428,7 +428,7 @@ def pretrain(
          stopped='What was finished is kept in {out}: the same line goes on from there')
 def demo(
     labels:int=100, # Labelled texts of each class
-    minutes:float=5., # About how long it may take
+    minutes:float=8., # About how long it may take
     path:Path=None, # Folder of Python sources whose documentation to read, instead of that of the installed packages
     out:Path='ulmfit-demo', # Folder for the model, plots and tables
 ):
