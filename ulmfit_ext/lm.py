@@ -15,7 +15,7 @@ from .callback.groups import *
 from .callback.schedule import *
 from .callback.loss import *
 from .data import *
-import ctypes,hashlib,math,pickle,shutil,time,ulmfit_ext
+import ctypes,hashlib,math,pickle,shutil,sys,time,ulmfit_ext
 from safetensors import SafetensorError
 from safetensors.torch import save,load_file
 
@@ -326,17 +326,16 @@ def finetune_lm(
         else:               _fit_minutes(learn, minutes, lr_max, wd, cbs)
     return learn
 
-def _return_memory():
-    "Have glibc give back what is freed: tensors of some megabytes otherwise leave holes, which in an hour of training came to 10 GB"
-    try: ctypes.CDLL('libc.so.6').mallopt(_M_MMAP_THRESHOLD, 2**21)
-    except (OSError, AttributeError): pass # another system, another allocator
-_M_MMAP_THRESHOLD = -3 # in glibc's malloc.h
+class _Trim(Callback):
+    "Have glibc give freed memory back now and then: the holes that tensors of changing size leave came to 10 GB in half an hour"
+    def __init__(self): self.libc = ctypes.CDLL(None) if sys.platform=='linux' else None
+    def after_batch(self):
+        if self.iter%100==0 and hasattr(self.libc, 'malloc_trim'): self.libc.malloc_trim(0)
 
 def _light(learn):
-    "A context in which `learn` makes no logits that nobody asks for"
-    _return_memory()
+    "A context in which `learn` makes no logits that nobody asks for, and gives back memory"
     has = len(learn._grab_cbs(LinearCrossEntropy)) or not isinstance(learn.loss_func, CrossEntropyLossFlat)
-    return learn.added_cbs([] if has else [LinearCrossEntropy()])
+    return learn.added_cbs([_Trim()] + ([] if has else [LinearCrossEntropy()]))
 
 # %% ../nbs/11_lm.ipynb #930e1279
 @docs
