@@ -282,15 +282,15 @@ def test_nothing_to_tokenize_starts_no_process(tmp_path, small_blocks):
 @forked
 def test_a_process_that_dies(tmp_path, small_blocks, monkeypatch):
     "The others' work is done by this one, with a warning"
-    rules,texts = D._rules,make_texts(200)
-    monkeypatch.setattr(D, '_rules', lambda t: os._exit(9) if multiprocessing.parent_process() else rules(t))
+    rules,texts = D._rules_of('en'),make_texts(200)
+    monkeypatch.setattr(D, '_rules_of', lambda lang: lambda t: os._exit(9) if multiprocessing.parent_process() else rules(t))
     with pytest.warns(UserWarning, match='has died') as w: c = build(texts, tmp_path, workers=2)
     assert len(w)==1 and c.counts()==tokenize_once(texts, cache=False).counts()
 
 @forked
 def test_an_error_in_a_process_is_seen(tmp_path, small_blocks, monkeypatch):
     def bad(t): raise ZeroDivisionError('by nothing')
-    monkeypatch.setattr(D, '_rules', bad)
+    monkeypatch.setattr(D, '_rules_of', lambda lang: bad)
     with pytest.raises(ZeroDivisionError): build(make_texts(200), tmp_path, workers=2)
     assert multiprocessing.active_children()==[]
 
@@ -298,8 +298,8 @@ _child = '''
 import sys,time
 import ulmfit_ext.data as D
 D._block = 500
-rules = D._rules
-D._rules = lambda t: time.sleep(.02) or rules(t)
+rules = D._rules_of('en')
+D._rules_of = lambda lang: lambda t: time.sleep(.02) or rules(t)
 texts = [f'text number {i} of them all' for i in range(4000)]
 if __name__=='__main__':
     print('begun', flush=True)
