@@ -385,6 +385,7 @@ def pretrain(
     text:str='text', # Column that holds the texts, where the corpus is a table
     docs:int=None, # Read so many documents at most
     lang:str='en', # spaCy's code of the language, for the tokenizer; CODE:chars takes each character as a token, for any language
+    pretrained:str=None, # A language model to begin with (small, wt103 or a folder) instead of from scratch
     vocab:int=20000, # Size of the vocabulary
     epochs:int=1, # Epochs
     minutes:float=None, # Train for about so long in all, instead of --epochs
@@ -412,7 +413,7 @@ def pretrain(
             lang = f'{lang}:{file}' if file.exists() else train_subwords(corpus, file, subwords, lang, text)
         for b in sides:
             print(f"\n{'Backward' if b else 'Forward'} language model")
-            learn = pretrain_lm(corpus, out, size, backwards=b, lang=lang, text_col=text, max_vocab=vocab, n_epoch=epochs, minutes=minutes and minutes/len(sides),
+            learn = pretrain_lm(corpus, out, size, backwards=b, lang=lang, text_col=text, pretrained=pretrained, max_vocab=vocab, n_epoch=epochs, minutes=minutes and minutes/len(sides),
                                 lr_max=lr, schedule=schedule, drop_mult=drop_mult, bs=bs, bptt=bptt, bf16=bf16, part=int(part*1e6), valid_pct=valid_pct, half=half,
                                 workers=workers, max_docs=docs, seed=seed)
             if not hasattr(learn.recorder, 'losses'): continue # it was there already

@@ -495,10 +495,11 @@ def word_perplexity(
 def pretrain_lm(
     corpus, # Folder of `.txt` files, text file, table, DataFrame or iterable of texts; of any size
     path, # Folder for the language model, and for the cache of its tokens
-    config:str|dict='small', # Sizes: a name in `lm_sizes`, or a dict
+    config:str|dict='small', # Sizes: a name in `lm_sizes`, or a dict; those of `pretrained` where that is given
     backwards:bool=False, # Read from end to beginning?
     lang:str='en', # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
     text_col:str='text', # Column of a table that holds the text
+    pretrained=None, # A language model to begin with, as `load_lm` reads it; None: from scratch
     max_vocab:int=20000, # Size of the vocabulary
     n_epoch:int=1, # Epochs
     minutes:float=None, # Train for about so long instead
@@ -523,10 +524,11 @@ def pretrain_lm(
     make_dir(path)
     dls = corpus_dls(corpus, path, lang, max_vocab, 3, backwards, bs, bptt, valid_pct, seed, text_col, max_docs, workers)
     set_seed(seed)
-    learn = lm_learner(dls, config, drop_mult, path=Path(path), **kwargs)
+    learn = lm_learner(dls, config, drop_mult, pretrained, path=Path(path), **kwargs)
     done = _check_folder(Path(path), list(text_vocab(dls)), _sizes(learn)) # better now than after the training
     settings = dict(sizes=_sizes(learn), n_epoch=n_epoch, minutes=minutes, schedule=schedule, lr_max=lr_max, drop_mult=drop_mult, clip=clip, bs=bs, bptt=bptt, part=part,
                     valid_pct=valid_pct, max_docs=max_docs, bf16=bf16, seed=seed)
+    if pretrained is not None: settings['pretrained'] = str(pretrained)
     key,side = _key(text_vocab(dls), len(dls.train.ids), settings),direction(dls)
     if done.get(side, {}).get('key')==key:
         print(f"The {side} language model is in {path} already")
