@@ -39,6 +39,15 @@ It has read encyclopedia articles of one year, and nothing of the manner in whic
 what Wikipedia takes for granted, prejudice included. It is no source of facts.
 '''
 
+def with_earlier(d, side):
+    "What `config.json` says of a run, added to what that of the run it began with says"
+    if not d.get('pretrained'): return d
+    first = json.loads((Path(d['pretrained'])/'config.json').read_text())['directions'][side]
+    total = {k: round(first[k]+d[k], 2) for k in ('tokens','minutes','epochs')}
+    n = len(first['history'])
+    return {**d, **total, 'history': first['history']+d['history'], 'best_part': n+d['best_part'], 'tokens_per_second': round(total['tokens']/total['minutes']/60),
+            'began_with': {k: first[k] for k in ('lr_max','minutes','tokens','perplexity')}}
+
 def main(fwd, bwd, data, commit, hardware, commands):
     out,runs = lm_folder('small'),dict(forward=Path(fwd), backward=Path(bwd))
     out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +57,7 @@ def main(fwd, bwd, data, commit, hardware, commands):
     for (k,p),o in zip(runs.items(), ('fwd','bwd')): shutil.copyfile(p/f'{o}.safetensors', out/f'{o}.safetensors')
     (out/'vocab.json').write_text(vocabs.pop())
     (out/'sample.txt').write_text(sample, encoding='utf-8')
-    cfg = {**cfgs['forward'], 'directions': {k: cfgs[k]['directions'][k] for k in runs}}
+    cfg = {**cfgs['forward'], 'directions': {k: with_earlier(cfgs[k]['directions'][k], k) for k in runs}}
     (out/'config.json').write_text(json.dumps(cfg, indent=1))
     for k,d in cfg['directions'].items(): d['sample_perplexity'] = round(lm_perplexity('small', sample.split('\n\n'), k=='backward'), 2)
     (out/'config.json').write_text(json.dumps(cfg, indent=1))

@@ -216,6 +216,20 @@ def test_pretraining_that_is_done_is_not_done_again(tmp_path, quiet, capsys):
     with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **{**kw, 'seed':1}, cbs=Kill(0, 0))    # other settings are another training
     with pytest.raises(UlmfitError, match="'one_cycle' or 'stlr'"): pretrain_lm(texts, tmp_path/'lm', **kw, schedule='cosine')
 
+def test_pretraining_begins_from_other_weights(tmp_path, quiet, capsys):
+    "Also where the vocabulary is another: what was known is known at the first step"
+    texts,gentle = table(200).text.tolist(),{**kw, 'n_epoch':1, 'lr_max':1e-8}
+    began = pretrain_lm(texts, tmp_path/'began', **{**kw, 'n_epoch':6})
+    rest  = pretrain_lm(texts, tmp_path/'rest', **gentle, pretrained=tmp_path/'began')
+    test_close(rest.validate()[0], began.validate()[0], eps=1e-3)
+    other = pretrain_lm(table(200, seed=1).text.tolist(), tmp_path/'other', **gentle, pretrained=tmp_path/'began', max_vocab=30)
+    none  = pretrain_lm(table(200, seed=1).text.tolist(), tmp_path/'none', **gentle, max_vocab=30)
+    assert other.validate()[0] < none.validate()[0]-0.3
+    card = json.loads((tmp_path/'rest'/'config.json').read_text())['directions']['forward']
+    test_eq(card['pretrained'], str(tmp_path/'began'))
+    with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'rest', **gentle, cbs=Kill(0, 0)) # from scratch is another training
+    with pytest.raises(UlmfitError, match='no backward'): pretrain_lm(texts, tmp_path/'no', **gentle, pretrained=tmp_path/'began', backwards=True)
+
 def test_a_damaged_checkpoint_is_no_end(tmp_path, quiet):
     texts = table(200).text.tolist()
     with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(2))

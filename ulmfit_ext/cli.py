@@ -425,11 +425,11 @@ def pretrain(
               *(['--directions', *have] if len(have)<2 else [])))
 
 # %% ../nbs/18_cli.ipynb #2003b698
-@command('ulmfit demo', 'ulmfit demo --labels 50 --minutes 4', 'ulmfit demo --path src/',
+@command('ulmfit demo', 'ulmfit demo --labels 50 --minutes 3', 'ulmfit demo --path src/',
          stopped='What was finished is kept in {out}: the same line goes on from there')
 def demo(
     labels:int=100, # Labelled texts of each class
-    minutes:float=8., # About how long it may take
+    minutes:float=5., # About how long it may take
     path:Path=None, # Folder of Python sources whose documentation to read, instead of that of the installed packages
     out:Path='ulmfit-demo', # Folder for the model, plots and tables
 ):
