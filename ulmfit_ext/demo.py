@@ -304,7 +304,7 @@ def run_demo(
     ulmfit = ULMFiT.from_df(train[['text','label','is_valid']], out, 'small', valid_col='is_valid', unlabelled=texts, max_vocab=5000, all_words=False, seed=seed, bs=32)
     print(ulmfit.dls)
     ulmfit.fit_lm(minutes=minutes*0.25, lr_max=0.008, drop_mult=0.1, cbs=CPUBfloat16() if has_bfloat16() else None)
-    ulmfit.fit_classifier(16, 0.01, drop_mult=0.8)
+    ulmfit.fit_classifier(10, 0.01, drop_mult=0.8)
     scores = ulmfit.validate(df=test)
     errors = 1-scores['accuracy']
     errors['TF-IDF + logistic regression'] = err
