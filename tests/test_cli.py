@@ -176,6 +176,9 @@ def test_pretrain(home, tmp_path):
     out = run(small.replace('--size tiny ', '')+' --out {} --pretrained {}', home/'reviews.csv', tmp_path/'out', tmp_path/'lm').stdout
     assert 'of the tokens' in out and 'Validation' in out
     assert (lambda o: 'Forward' in o and 'Backward' in o)(run(line+' --both', corpus, tmp_path/'both').stdout)
+    assert 'goes without' in run(line+' --pretrained small', corpus, tmp_path/'more', code=2).stderr
+    assert '100.0% of the tokens' in run(line.replace('--size tiny ', '')+' --pretrained {}', corpus, tmp_path/'more', tmp_path/'lm').stdout
+    assert lm.load_lm(tmp_path/'more')[2]==lm.load_lm(tmp_path/'lm')[2], 'the sizes are those of what it began with'
 
 def test_pretrain_in_parts(tmp_path):
     "In parts, in 16 bits, with tokens a second in each line; done once, it is not done again"

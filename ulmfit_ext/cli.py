@@ -135,11 +135,6 @@ def _quoted(*parts): return ' '.join(shlex.quote(str(o)) for o in parts)
 
 def _show(table, title): print(f'\n{title}\n' + table.to_string(float_format='{:.4f}'.format, na_rep='-'))
 
-def _save_png(ax, file):
-    import matplotlib.pyplot as plt
-    ax.figure.savefig(file, format='png', dpi=110)
-    plt.close(ax.figure)
-
 # %% ../nbs/18_cli.ipynb #8583194e
 @contextmanager
 def new_file(
@@ -244,7 +239,8 @@ def _report(ulmfit, tests, cols, baseline):
         for k,v in base.items(): res.loc['TF-IDF', k] = v
         _show(res, title)
     if ens.multi: return
-    with new_file(ulmfit.path/'confusion.png') as tmp: _save_png(ens.plot_confusion_matrix(**({} if tests is None else dict(df=tests, **cols))), tmp)
+    from ulmfit_ext.lm import save_figure
+    save_figure(ens.plot_confusion_matrix(**({} if tests is None else dict(df=tests, **cols))), ulmfit.path/'confusion.png')
 
 # %% ../nbs/18_cli.ipynb #c7c79de7
 @command('ulmfit train reviews.csv --text review --label stars',
@@ -350,20 +346,15 @@ def evaluate(
     "Compare a model's answers with the labels of a table: forward, backward and both together."
     with (new_file(plot) if plot else nullcontext()) as tmp, log_to(sys.stderr):
         from ulmfit_ext.data import UlmfitError,read_table
+        from ulmfit_ext.lm import save_figure
         ens,df = _load(model, quantize),_labelled(read_table(file), label)
         cols = dict(text_col=text, label_col=label)
         if plot and ens.multi: raise UlmfitError('A text can have several labels here, so there is no confusion matrix: leave --plot out')
         res = scores(ens, df, label_delim=label_delim, **cols)
-        if plot: _save_png(ens.plot_confusion_matrix(df=df, **cols), tmp)
+        if plot: save_figure(ens.plot_confusion_matrix(df=df, **cols), tmp)
     _show(res, f'{len(df):,} texts of {file}')
 
 # %% ../nbs/18_cli.ipynb #a80b10f1
-def _loss_curve(learn):
-    import matplotlib.pyplot as plt
-    ax = plt.subplots(figsize=(6,4), layout='constrained')[1]
-    learn.recorder.plot_loss(skip_start=min(5, len(learn.recorder.losses)//2), ax=ax)
-    return ax
-
 def _sample(learn, backwards, n_words=30):
     "What the language model writes after the first words (reading backward, the last) of a document held out"
     from fastai.text.learner import decode_spec_tokens
@@ -375,13 +366,13 @@ def _sample(learn, backwards, n_words=30):
 @command('ulmfit pretrain articles/ --out german --lang de --both --minutes 60',
          'ulmfit pretrain corpus.jsonl.gz --out law --text body --vocab 30000',
          stopped='What was tokenized and trained is kept in {out}: the same line goes on from there',
-         Corpus='text docs lang subwords vocab valid_pct workers', Model='out backwards both size half', Training='epochs minutes lr schedule drop_mult bs bptt bf16 part seed')
+         Corpus='text docs lang subwords vocab valid_pct workers', Model='out pretrained backwards both size half', Training='epochs minutes lr schedule drop_mult bs bptt bf16 part seed')
 def pretrain(
     corpus:Path, # Folder of .txt files, a .txt file with empty lines between documents, or a table (CSV, TSV, JSONL, Parquet); may be gzip'd, and larger than memory
     out:Path, # Folder for the language model; a second direction goes to the same
     backwards:bool=False, # Train the model that reads backward instead of the forward one
     both:bool=False, # Train both, one after the other
-    size:str='small', # Size of the model. paper needs a GPU
+    size:str=None, # Size of the model where nothing is pretrained; small if not given. paper needs a GPU
     text:str='text', # Column that holds the texts, where the corpus is a table
     docs:int=None, # Read so many documents at most
     lang:str='en', # spaCy's code of the language, for the tokenizer; CODE:chars takes each character as a token, for any language
@@ -404,20 +395,21 @@ def pretrain(
 ):
     "Train a language model on plain text of any kind, to start ulmfit train from."
     if both and backwards: raise typer.BadParameter('give either --backwards or --both')
+    if pretrained and size: raise typer.BadParameter('--size goes without --pretrained: the pretrained model has its own')
     sides = (False,True) if both else (backwards,)
     with log_to(sys.stdout):
         from ulmfit_ext.data import train_subwords
-        from ulmfit_ext.lm import pretrain_lm
+        from ulmfit_ext.lm import loss_curve,pretrain_lm,save_figure
         if subwords:
             file = out/'subwords.model'
             lang = f'{lang}:{file}' if file.exists() else train_subwords(corpus, file, subwords, lang, text)
         for b in sides:
             print(f"\n{'Backward' if b else 'Forward'} language model")
-            learn = pretrain_lm(corpus, out, size, backwards=b, lang=lang, text_col=text, pretrained=pretrained, max_vocab=vocab, n_epoch=epochs, minutes=minutes and minutes/len(sides),
+            learn = pretrain_lm(corpus, out, size or 'small', backwards=b, lang=lang, text_col=text, pretrained=pretrained, max_vocab=vocab, n_epoch=epochs, minutes=minutes and minutes/len(sides),
                                 lr_max=lr, schedule=schedule, drop_mult=drop_mult, bs=bs, bptt=bptt, bf16=bf16, part=int(part*1e6), valid_pct=valid_pct, half=half,
                                 workers=workers, max_docs=docs, seed=seed)
             if not hasattr(learn.recorder, 'losses'): continue # it was there already
-            with new_file(out/f"{'bwd' if b else 'fwd'}.png") as tmp: _save_png(_loss_curve(learn), tmp)
+            save_figure(loss_curve(learn), out/f"{'bwd' if b else 'fwd'}.png")
             said = _sample(learn, b)
             print(f"It writes: {said.replace('▁', ' ') if learn.dls.processor.spelled else said}")
         have = [o for o in ('fwd','bwd') if (out/f'{o}.safetensors').exists()]

@@ -320,11 +320,8 @@ def _report(ulmfit, test, errors, out, labels):
     print()
     for _,r in ulmfit.predict_df(demo_sentences).iterrows(): print(f"  {r.label:<11}{r.confidence:4.0%}  {r.text}")
     with atomic_write(out/'errors.json') as tmp: tmp.write_text(json.dumps(dict(errors.round(4)), indent=1))
-    with plt.ioff():
-        fig,ax = plt.subplots(figsize=(7,2.2), layout='constrained')
-        _bars(ax, errors)
-        with atomic_write(out/'errors.png') as tmp: fig.savefig(tmp, format='png', dpi=110)
-        ax = ulmfit.ensemble.plot_confusion_matrix(df=test, normalize=True)
-        with atomic_write(out/'confusion.png') as tmp: ax.figure.savefig(tmp, format='png', dpi=110)
-        plt.close('all')
+    with plt.ioff(): ax = plt.subplots(figsize=(7,2.2), layout='constrained')[1]
+    _bars(ax, errors)
+    save_figure(ax, out/'errors.png')
+    with plt.ioff(): save_figure(ulmfit.ensemble.plot_confusion_matrix(df=test, normalize=True), out/'confusion.png')
     print(f"\nPictures: {', '.join(sorted(f.name for f in out.glob('*.png')))} in {out}")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['lm_sizes', 'lm_size', 'has_bfloat16', 'CPUBfloat16', 'save_weights', 'read_weights', 'load_weights', 'direction',
            'save_lm', 'make_dir', 'load_fastai_lm', 'lm_folder', 'load_lm', 'lm_processor', 'lm_perplexity',
-           'match_vocab', 'lm_learner', 'coverage', 'finetune_lm', 'TimeBudget', 'corpus_dls', 'Checkpoints',
-           'word_perplexity', 'pretrain_lm']
+           'match_vocab', 'lm_learner', 'coverage', 'finetune_lm', 'TimeBudget', 'loss_curve', 'save_figure',
+           'corpus_dls', 'Checkpoints', 'word_perplexity', 'pretrain_lm']
 
 # %% ../nbs/11_lm.ipynb #420c1078
 from fastai.text.all import *
@@ -374,6 +374,25 @@ def _fit_minutes(learn, minutes, lr_max, wd=None, cbs=None, elapsed=0.):
     dl = learn.dls.train
     n_epoch = math.ceil(minutes*60*300_000 / (len(dl)*dl.bs*dl.seq_len)) # more than a fast GPU manages
     learn.fit(n_epoch, lr_max, wd=wd, cbs=L(TimeBudget(minutes, elapsed=elapsed)) + L(cbs))
+
+# %% ../nbs/11_lm.ipynb #926d387a
+def loss_curve(
+    learn:Learner, # A learner after a fit
+): # Axes of a figure that is not shown
+    "Draw the losses of the last fit, without the first few, which are far above the rest"
+    import matplotlib.pyplot as plt
+    with plt.ioff(): ax = plt.subplots(figsize=(6,4), layout='constrained')[1]
+    learn.recorder.plot_loss(skip_start=min(5, len(learn.recorder.losses)//2), ax=ax)
+    return ax
+
+def save_figure(
+    ax, # Axes
+    path, # PNG file to write; replaced only when the new one is complete
+):
+    "Save the figure of `ax`, and close it"
+    import matplotlib.pyplot as plt
+    with atomic_write(path) as tmp: ax.figure.savefig(tmp, format='png', dpi=110)
+    plt.close(ax.figure)
 
 # %% ../nbs/11_lm.ipynb #7dbf0aa0
 def corpus_dls(

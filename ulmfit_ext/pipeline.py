@@ -100,17 +100,6 @@ def _from_disk(self:ULMFiT, what, side, file, read):
     self._say(what, side)
 
 @patch
-def _plot(self:ULMFiT, learn, file):
-    "Save a picture of the losses of the last fit"
-    import matplotlib.pyplot as plt
-    with plt.ioff():
-        fig,ax = plt.subplots(figsize=(6,4), layout='constrained')
-        try: learn.recorder.plot_loss(ax=ax, skip_start=min(5, len(learn.recorder.losses)//2))
-        except Exception: pass
-        with atomic_write(file) as tmp: fig.savefig(tmp, format='png', dpi=110)
-        plt.close(fig)
-
-@patch
 def _can_train(self:ULMFiT):
     if not self.sides: raise UlmfitError("This model was read to predict and validate with: to train, make it from its data with `ULMFiT.from_df`")
 
@@ -140,7 +129,7 @@ def fit_lm(self:ULMFiT,
             learn = finetune_lm(dls, self.pretrained, self.config, n_epoch, lr_max, drop_mult=drop_mult, minutes=minutes, **kwargs)
             shutil.rmtree(folder, ignore_errors=True) # what was damaged
             save_lm(learn, folder, pretrained=str(self.pretrained), losses=[list(map(float, o)) for o in learn.recorder.values])
-            self._plot(learn, self.path/f'lm_{side}.png')
+            save_figure(loss_curve(learn), self.path/f'lm_{side}.png')
         self.lms[side],self.lm_done[side] = learn,folder.name
     return self
 
@@ -175,7 +164,7 @@ def fit_classifier(self:ULMFiT,
             learn.fit_gradual(n_epoch, lr_max, factor, epochs_per_stage=epochs_per_stage, cbs=cbs, wd=wd)
             make_dir(file.parent)
             save_weights(learn.model, file)
-            self._plot(learn, self.path/f'classifier_{side}.png')
+            save_figure(loss_curve(learn), self.path/f'classifier_{side}.png')
         self.learns[side] = learn
     self._pair = None
     self.save()
