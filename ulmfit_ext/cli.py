@@ -385,7 +385,7 @@ def pretrain(
     drop_mult:float=0.3, # Multiplies all dropouts: less where the text is not read more than once or twice
     bs:int=64, # Streams of text read side by side; less needs less memory
     bptt:int=70, # Tokens read in one piece
-    bf16:bool=False, # Compute products in bfloat16: about twice as fast where the processor can (AMX), or on a GPU
+    bf16:bool=False, # Compute products in bfloat16: about twice as fast where the processor can (AMX, AVX-512 BF16), or on a GPU
     part:float=2., # Validate, and write a checkpoint to go on from, after so many million tokens
     valid_pct:float=0.02, # Share of the documents held out to measure perplexity
     half:bool=False, # Store the weights as 16-bit floats: half the size

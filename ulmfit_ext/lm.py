@@ -59,8 +59,8 @@ def _lstm_bf16(rnn, x, hc):
     return y.transpose(0, 1).float(),(h[None].float(), c[None].float())
 
 def has_bfloat16() -> bool:
-    "Does this processor multiply matrices in bfloat16 by circuits of their own (AMX)? Then `CPUBfloat16` is worth its while"
-    return getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)()
+    "Does this processor multiply in bfloat16 (AMX, or AVX-512 BF16)? Then `CPUBfloat16` is worth its while"
+    return any(getattr(torch.cpu, f'_is_{o}_supported', bool)() for o in ('amx_tile','avx512_bf16'))
 
 @docs
 class CPUBfloat16(Callback):
@@ -318,7 +318,8 @@ def finetune_lm(
     cbs=None, # More callbacks
     **kwargs
 ) -> LMLearner: # Trained
-    "Fine-tune a language model on the target's text, with discriminative rates and a slanted triangle (section 3.2)"
+    "Fine-tune a language model on the target's text, with discriminative rates and a slanted triangle (section 3.2). Raises `UlmfitError` for fewer epochs than one"
+    if minutes is None and n_epoch<1: raise UlmfitError(f"n_epoch is {n_epoch}: at least one, or pass minutes")
     learn = lm_learner(dls.lm(backwards) if isinstance(dls, UlmfitDls) else dls, config, drop_mult, pretrained, **kwargs)
     cbs = L(cbs) + (L(DiscriminativeLR(factor)) if pretrained is not None else L())
     with _light(learn):
@@ -534,7 +535,7 @@ def pretrain_lm(
     schedule:str='one_cycle', # How the rate goes: 'one_cycle' or 'stlr'
     part:int=2_000_000, # About how many tokens to read between one validation, and checkpoint, and the next; None: all
     half:bool=False, # Store as 16-bit floats?
-    bf16:bool=False, # Compute products in bfloat16? About twice as fast on a processor that can (AMX), or on a GPU
+    bf16:bool=False, # Compute products in bfloat16? About twice as fast on a processor that can (AMX, AVX-512 BF16), or on a GPU
     cbs=None, # More callbacks
     **kwargs
 ) -> LMLearner: # With the best weights, which are saved to `path`
