@@ -208,7 +208,7 @@ def test_pieces_of_words(home, tmp_path):
 
 def test_english_starts_from_the_small_weights(home, tmp_path):
     line = 'train {} --out {} --lm-epochs 1 --epochs 1 --bs 16 --directions fwd'
-    assert 'vocabulary of small' in run(line, home/'reviews.csv', tmp_path/'a').stdout
+    assert 'vocabulary of small' in run(line+' --bf16', home/'reviews.csv', tmp_path/'a').stdout
     assert 'vocabulary of' not in run(line+' --pretrained none', home/'reviews.csv', tmp_path/'b').stdout
     assert 'vocabulary of' not in run(line+' --lang de --min-freq 1', home/'reviews.csv', tmp_path/'c').stdout
     assert 'goes without' in run(line+' --pretrained small --size tiny', home/'reviews.csv', tmp_path/'d', code=2).stderr

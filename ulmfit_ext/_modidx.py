@@ -759,6 +759,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'ulmfit_ext.lm._short': ('lm.html#_short', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._sizes': ('lm.html#_sizes', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._wt103': ('lm.html#_wt103', 'ulmfit_ext/lm.py'),
+                               'ulmfit_ext.lm.bfloat16': ('lm.html#bfloat16', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm.corpus_dls': ('lm.html#corpus_dls', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm.coverage': ('lm.html#coverage', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm.direction': ('lm.html#direction', 'ulmfit_ext/lm.py'),

@@ -247,7 +247,7 @@ def _report(ulmfit, tests, cols, baseline):
          'ulmfit train reviews.csv --text review --label stars --pretrained german --lang de --unlabelled more.txt --test held_out.csv',
          stopped='What was finished is kept in {out}: the same line goes on from there',
          Data='text label valid_pct valid test unlabelled label_delim lang min_freq max_vocab', Model='out pretrained size directions',
-         Training='lm_epochs minutes epochs lm_lr lr bs bptt max_len seed baseline')
+         Training='lm_epochs minutes epochs lm_lr lr bs bptt max_len bf16 seed baseline')
 def train(
     file:Path, # Table of labelled texts: CSV, TSV, JSONL, JSON or Parquet, may be gzip'd. Rows without a label serve the language model
     text:str='text', # Column that holds the texts
@@ -272,6 +272,7 @@ def train(
     bs:int=64, # Texts in a batch; less needs less memory
     bptt:int=70, # Tokens read in one piece
     max_len:int=None, # Long texts: learn from so many tokens at their end only; all are read all the same
+    bf16:bool=False, # Compute products in bfloat16: faster where the processor can (AMX, AVX-512 BF16), or on a GPU
     seed:int=42, # Of the split and of training: the same seed gives the same model
     baseline:bool=False, # Compare with TF-IDF and logistic regression on the same labels
 ):
@@ -284,6 +285,7 @@ def train(
     with log_to(sys.stdout):
         from ulmfit_ext.data import TextStream,read_table
         from ulmfit_ext.ensemble import label_targets
+        from ulmfit_ext.lm import bfloat16
         from ulmfit_ext.pipeline import ULMFiT
         df,cols = read_table(file),dict(text_col=text, label_col=label, label_delim=label_delim)
         tests = _labelled(read_table(test), label) if test else None
@@ -293,8 +295,9 @@ def train(
         print(str(ulmfit.dls).removeprefix('UlmfitDls: '))
         if test: label_targets(tests[label], ulmfit.dls.classes, ulmfit.dls.multi, label_delim)   # better now than after the training
         if baseline: baseline = _baseline(ulmfit.dls, df, tests, text, label)
-        if lm_epochs or minutes: ulmfit.fit_lm(lm_epochs, lm_lr, minutes=minutes and minutes/len(ulmfit.sides))
-        ulmfit.fit_classifier(epochs, lr, max_len=max_len)
+        half = dict(cbs=bfloat16()) if bf16 else {}
+        if lm_epochs or minutes: ulmfit.fit_lm(lm_epochs, lm_lr, minutes=minutes and minutes/len(ulmfit.sides), **half)
+        ulmfit.fit_classifier(epochs, lr, max_len=max_len, **half)
         _report(ulmfit, tests, cols, baseline)
         print(f"\nThe model is in {out/'model'}, plots are in {out}. Next:\n"
               + _quoted('ulmfit', 'predict', out/'model', 'FILE', '--text', text, *(['--label-delim', label_delim] if label_delim else [])))
