@@ -201,10 +201,12 @@ def test_pieces_of_words(home, tmp_path):
     corpus.write_text('\n\n'.join(reviews(200, 2).text))
     out = run('pretrain {} --out {} --size tiny --bs 4 --bptt 10 --both --subwords 60', corpus, tmp_path/'lm').stdout
     assert '0.0% of the words are unknown' in out
-    (tmp_path/'lm'/'subwords.model').rename(tmp_path/'elsewhere')
+    (tmp_path/'lm'/'subwords-60.model').rename(tmp_path/'elsewhere')
     run('train {} --out {} --pretrained {} --lm-epochs 1 --epochs 1 --bs 16', home/'reviews.csv', tmp_path/'out', tmp_path/'lm')
     assert lm.lm_processor(tmp_path/'lm').tokenize(['the filmy']) != [['xxbos','the','filmy']]
     assert 'both' in run('evaluate {} {}', tmp_path/'out', home/'reviews.csv').stdout
+    out = run('pretrain {} --out {} --size tiny --bs 4 --bptt 10 --subwords 50', corpus, tmp_path/'a folder').stdout
+    assert 'saved' in out and {'subwords-50.model'}=={o.name for o in (tmp_path/'a folder').glob('*.model')}, 'other pieces are another file, also in a folder with a space in its name'
 
 def test_english_starts_from_the_small_weights(home, tmp_path):
     line = 'train {} --out {} --lm-epochs 1 --epochs 1 --bs 16 --directions fwd'

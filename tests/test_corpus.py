@@ -1,5 +1,6 @@
 "A corpus of any size: read as a stream, tokenized by blocks, walked on disk"
 import gzip,io,itertools,json,mmap,multiprocessing,os,re,signal,subprocess,sys,time,tracemalloc,warnings
+from contextlib import nullcontext
 from pathlib import Path
 import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import AWD_LSTM,awd_lstm_lm_config,defaults,language_model_learner,load_learner,make_vocab
@@ -71,7 +72,7 @@ def test_paragraphs_of_a_text_file(tmp_path, seed):
 
 def test_line_ends_and_marks_of_other_systems(tmp_path):
     (tmp_path/'x.txt').write_bytes(b'\xef\xbb\xbfone\r\nline\r\n\r\ntwo \xff')
-    assert list(TextStream(tmp_path/'x.txt'))==['one\nline','two \ufffd']
+    with pytest.warns(UserWarning, match='not UTF-8'): assert list(TextStream(tmp_path/'x.txt'))==['one\nline','two \ufffd']
     (tmp_path/'x.jsonl').write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two"}\r\n')
     assert list(TextStream(tmp_path/'x.jsonl'))==['one','two']
 
@@ -80,7 +81,7 @@ def test_a_text_file_without_blank_lines_is_cut(tmp_path, monkeypatch):
     text = ' '.join(words*20)+'\n'+'\n'.join(words*5)
     (tmp_path/'x.txt').write_text(text)
     for o in (tmp_path/'x.txt', tmp_path):
-        docs = list(TextStream(o))
+        with pytest.warns(UserWarning, match='without a blank line') if o.is_file() else nullcontext(): docs = list(TextStream(o))
         assert ''.join(docs)==text and max(map(len, docs)) < 200 and len(docs) > 5
 
 def test_folder(tmp_path):
@@ -92,7 +93,7 @@ def test_folder(tmp_path):
     (tmp_path/'sub'/'b.TXT').write_text('two\n\nparagraphs\n')
     (tmp_path/'a.txt.gz').write_bytes(gzip.compress(b'one'))
     (tmp_path/'.hidden.txt').write_text('no'); (tmp_path/'.git').mkdir(); (tmp_path/'.git'/'x.txt').write_text('no'); (tmp_path/'x.bin').write_bytes(b'\0')
-    assert list(TextStream(tmp_path))==['one','two\n\nparagraphs\n']
+    with pytest.warns(UserWarning, match='2 tables there are not read .t.jsonl, u.csv.gz'): assert list(TextStream(tmp_path))==['one','two\n\nparagraphs\n']
 
 def test_rows_of_json_without_the_column(tmp_path):
     (tmp_path/'a.jsonl').write_text('{"id": 1}\n{"text": null}\n{"text": "x"}\n{"text": 5}\n')
@@ -132,6 +133,15 @@ def test_what_is_wrong_is_named(tmp_path, name, content, match):
     (tmp_path/name).write_bytes(content)
     with fails(match) as e: list(TextStream(tmp_path/name))
     assert '\n' not in str(e.value) and (name in str(e.value) or 'column' in str(e.value) or 'join' in str(e.value))
+
+def test_which_file_of_many_is_wrong(tmp_path):
+    write(tmp_path/'a.jsonl', ['one'])
+    (tmp_path/'b.jsonl').write_text('{"body":"x"}')
+    with fails("b.jsonl': .*no column 'text'"): list(TextStream(tmp_path))
+
+def test_bytes_that_are_no_utf8(tmp_path):
+    (tmp_path/'x.txt').write_bytes('Grüße aus Köln'.encode('latin1'))
+    with pytest.warns(UserWarning, match='x.txt.*not UTF-8'): assert list(TextStream(tmp_path/'x.txt'))==['Gr\ufffd\ufffde aus K\ufffdln']
 
 def test_no_corpus(tmp_path):
     with fails('no corpus at'): TextStream(tmp_path/'none')
@@ -264,6 +274,9 @@ def test_progress(tmp_path, small_blocks, monkeypatch):
     tokenize_corpus(tmp_path/'x.txt', path=tmp_path, max_docs=200, workers=1)
     tokenize_corpus(['a text'], path=tmp_path)
     assert len(seen)==n
+    for f in sorted((tmp_path/'.ulmfit_cache'/'corpus').glob('*.npz'), key=lambda o: o.stat().st_mtime)[4:]: f.unlink()
+    tokenize_corpus(tmp_path/'x.txt', path=tmp_path, max_docs=200, workers=1)
+    assert len(seen)>n+5, 'also where the first blocks are there already'
 
 
 # ---- processes

@@ -119,7 +119,7 @@ def test_unknown_languages(lang, match):
 @pytest.mark.parametrize('lang,module,package', [('ja','sudachipy','sudachipy'), ('th','pythainlp','pythainlp'), ('ko','natto','natto-py'), ('vi','pyvi','pyvi')])
 def test_languages_that_need_a_package(lang, module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    D._splitter.cache_clear()
+    D._splitter_of.cache_clear()
     with fails(package) as e: TextProcessor(lang=lang)
     assert '\n' not in str(e.value)
 
@@ -146,7 +146,7 @@ def test_vocab_needs_padding_as_id_1():
 
 def test_memo_is_bounded(monkeypatch):
     monkeypatch.setattr(D._Splitter, 'max_size', 50)
-    D._splitter.cache_clear()
+    D._splitter_of.cache_clear()
     tp = TextProcessor()
     a = tp.tokenize([f'w{i} x' for i in range(200)])
     assert len(D._splitter('en')) <= 50 and a[199]==['xxbos','w199','x']
@@ -633,3 +633,16 @@ def test_a_language_that_needs_a_package_says_which():
     for lang,name in (('th','pythainlp'), ('zh:jieba','jieba')):
         if importlib.util.find_spec(name): continue
         with pytest.raises(UlmfitError, match=f"{name}.*:chars'"): TextProcessor(lang=lang)
+
+def test_a_model_of_pieces_that_is_made_anew(tmp_path):
+    "The pieces are those of the new one, and a processor of the old one is not saved with it"
+    pytest.importorskip('sentencepiece')
+    texts = ['the old house on the hill was sold to a young teacher', 'a loud orchestra played in the old hall']*30
+    lang  = D.train_subwords(texts, tmp_path/'p.model', 60)
+    old   = TextProcessor(lang=lang)
+    was   = old.tokenize(texts[:2])
+    assert D.train_subwords([o[::-1] for o in texts], tmp_path/'p.model', 60)==lang
+    new = TextProcessor(lang=lang)
+    assert new.tokenize(texts[:2])!=was and old.tokenize(texts[:2])==was
+    new.to_dict()
+    with pytest.raises(UlmfitError, match='no longer the SentencePiece model'): old.to_dict()

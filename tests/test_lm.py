@@ -1,8 +1,10 @@
 "Language models from outside: weights that move between plain fastai and here, and those that fastai downloads."
 import http.server,json,math,pickle,tarfile,threading,types
+from contextlib import nullcontext
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import *
 from fastai.text.models.core import _model_meta
+from safetensors.torch import load_file
 from ulmfit_ext.data import *
 from ulmfit_ext.lm import *
 from ulmfit_ext.classifier import *
@@ -262,10 +264,79 @@ def test_perplexity_per_word(tmp_path):
     dls = corpus_dls(texts, tmp_path/'b', max_vocab=10, bs=2, bptt=3, valid_pct=0.3)  # nine marks and one word
     assert word_perplexity(math.log(2), dls)[1]>0.5
 
+def test_words_where_there_are_no_spaces(tmp_path):
+    "Characters of a language with spaces make words; of one without, each stands for itself"
+    def per_word(text, lang):
+        dls = corpus_dls([text]*10, tmp_path/lang.replace(':','-'), lang, bs=2, bptt=3, valid_pct=0.3)
+        return word_perplexity(math.log(2), dls)[0]
+    test_close(per_word('ab cd', 'xx:chars'), 2**(6/2), eps=1e-6)        # xxbos a b ▁ c d
+    test_close(per_word('東京は大きい 町', 'ja:chars'), 2**(9/8), eps=1e-6)
+    test_eq(per_word('東京は大きい'*200, 'xx:chars'), math.inf)            # said to have spaces: one word of 1,200 characters
+
+@pytest.mark.parametrize('more,match', [(dict(pretrained='nosuch'), 'nosuch is not a language model'), (dict(config='huge'), 'paper, small, tiny'), (dict(valid_pct=0), 'valid_pct=0'),
+                                        (dict(n_epoch=0), 'n_epoch is 0'), (dict(minutes=0), 'minutes is 0')])
+def test_what_is_wrong_is_said_before_the_corpus_is_read(tmp_path, monkeypatch, more, match):
+    def read(*args): raise AssertionError('the corpus was read')
+    monkeypatch.setattr('ulmfit_ext.lm.corpus_dls', read)
+    with pytest.raises(UlmfitError, match=match): pretrain_lm(['a']*9, tmp_path, **{**kw, **more})
+
+def test_the_language_is_that_of_the_pretrained_model(tmp_path, quiet):
+    texts = table(100).text.tolist()
+    pretrain_lm(texts, tmp_path/'a', **{**kw, 'n_epoch':1}, lang='xx:chars')
+    pretrain_lm(texts, tmp_path/'b', **{**kw, 'n_epoch':1}, pretrained=tmp_path/'a')
+    test_eq(lm_processor(tmp_path/'b').lang, 'xx:chars')
+
+def test_a_loss_that_is_no_number(tmp_path, quiet):
+    class Spoil(Callback):
+        def __init__(self, at): store_attr()
+        def before_train(self):
+            if self.epoch==self.at: self.learn.model[0].encoder.weight.data.fill_(math.nan)
+    texts = table(200).text.tolist()
+    with pytest.raises(UlmfitError, match='loss is nan after part 1: a lower.*Nothing was written'): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Spoil(0))
+    with pytest.raises(UlmfitError, match='after part 3.*is kept'): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Spoil(2))
+    assert math.isfinite(pretrain_lm(texts, tmp_path/'lm', **kw).validate()[0]), 'what was written before does for going on'
+
+def test_another_order_or_other_weights_are_another_training(tmp_path, quiet):
+    "But to store what is finished in 16 bits needs none"
+    texts,begun = table(200).text.tolist(),Kill(0, 0)
+    pretrain_lm(texts, tmp_path/'lm', **kw)
+    pretrain_lm(texts, tmp_path/'lm', **kw, half=True, cbs=begun)
+    assert {o.dtype for o in load_file(tmp_path/'lm'/'fwd.safetensors').values()}=={torch.float16}
+    for o in (dict(corpus=texts[::-1]), dict(wd=0.3), dict(config={**size, 'weight_p':0.1})):
+        with pytest.raises(KeyboardInterrupt): pretrain_lm(**{**kw, 'corpus':texts, 'path':tmp_path/'lm', **o}, cbs=begun)
+    for seed in (1, 2):
+        pretrain_lm(texts, tmp_path/'first', **{**kw, 'seed':seed})
+        with nullcontext() if seed==1 else pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'next', **kw, pretrained=tmp_path/'first', cbs=begun if seed==2 else None)
+
+def test_directions_that_end_together(tmp_path, quiet, monkeypatch):
+    "The card of a direction that was saved while this one was being written is kept"
+    import ulmfit_ext.lm as M
+    texts = table(100).text.tolist()
+    a,b = [pretrain_lm(texts, tmp_path/str(o), **{**kw, 'n_epoch':1}, backwards=o) for o in (False,True)]
+    save_lm(a, tmp_path/'two', about='first')
+    write = M.save_weights
+    def meanwhile(*args):
+        monkeypatch.setattr(M, 'save_weights', write)
+        save_lm(b, tmp_path/'two', about='second')
+        write(*args)
+    monkeypatch.setattr(M, 'save_weights', meanwhile)
+    save_lm(a, tmp_path/'two', about='third')
+    test_eq(json.loads((tmp_path/'two'/'config.json').read_text())['directions'], dict(backward=dict(about='second'), forward=dict(about='third')))
+
 def test_bfloat16_trains_as_32_bits_do(tmp_path, quiet):
     "The losses of a training in mixed precision stay near those of one in 32 bits, and the weights stay in 32 bits"
     texts = table(300).text.tolist()
     a,b = [pretrain_lm(texts, tmp_path/str(o), **kw, bf16=o) for o in (False,True)]
     assert abs(a.recorder.values[-1][1]-b.recorder.values[-1][1]) < 0.05
     assert {p.dtype for p in b.model.parameters()}=={torch.float32}
-    assert not torch.equal(a.model[0].encoder.weight, b.model[0].encoder.weight), 'something was computed otherwise'
+    if can_bfloat16(): assert not torch.equal(a.model[0].encoder.weight, b.model[0].encoder.weight), 'something was computed otherwise'
+
+def test_an_error_ends_mixed_precision(dls, quiet):
+    "What comes after a fit that was interrupted while it computed in 16 bits is computed in 32 again"
+    class Stop(nn.Module):
+        def forward(self, *args): raise KeyboardInterrupt
+    learn = lm_learner(dls.lm_fwd, size)
+    for fit in (lambda: learn.fit(1, cbs=CPUBfloat16()), lambda: learn.fit_one_cycle(1, cbs=CPUBfloat16())):
+        learn.model[1].decoder = Stop()
+        with pytest.raises(KeyboardInterrupt): fit()
+        assert not torch.is_autocast_enabled('cpu')

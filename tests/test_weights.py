@@ -100,3 +100,30 @@ def test_fastais_files_by_path(tmp_path, quiet):
     (tmp_path/'one'/'lm.pkl').unlink(); (tmp_path/'one'/'other.pkl').unlink()
     with pytest.raises(UlmfitError, match='no vocabulary beside'): load_lm(tmp_path/'one'/'lm.pth')
     assert lm_perplexity(tmp_path/'two', ['the team won']) > 1
+
+def test_fastais_files_with_an_optimizer(tmp_path, dls_of_fastai):
+    "`Learner.save` keeps the optimizer's state, unless told otherwise"
+    learn = dls_of_fastai
+    learn.fit(1, 1e-3)
+    (tmp_path/'lm.pkl').write_bytes(pickle.dumps(list(learn.dls.vocab)))
+    learn.save(tmp_path/'lm')
+    assert torch.equal(load_lm(tmp_path/'lm.pth')[0]['0.encoder.weight'], learn.model[0].encoder.weight)
+
+@pytest.fixture
+def dls_of_fastai(tmp_path, quiet):
+    dls = TextDataLoaders.from_df(df(), text_col='text', is_lm=True, path=tmp_path, bs=4, seq_len=5)
+    return language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **dict(emb_sz=8, n_hid=12, n_layers=2)}, pretrained=False)
+
+def test_whose_vocabulary_it_is(tmp_path):
+    "Told by the name, or asked for"
+    words = 'xxunk xxpad xxbos the team won a'.split()
+    for o in ('fwd','bwd'):
+        fastais(tmp_path, f'wiki_{o}', (*words, o))
+        (tmp_path/f'wiki_{o}.pkl').rename(tmp_path/f'wiki_{o}_itos.pkl')
+    for path in (tmp_path, tmp_path/'wiki_fwd.pth'): test_eq(load_lm(path)[1][-1], 'fwd')
+    for path in (tmp_path, tmp_path/'wiki_bwd.pth'): test_eq(load_lm(path, True)[1][-1], 'bwd')
+    (tmp_path/'another_fwd.pkl').write_bytes((tmp_path/'wiki_fwd_itos.pkl').read_bytes())
+    with pytest.raises(UlmfitError, match='Which of another_fwd.pkl, wiki_fwd_itos.pkl .* Name it wiki_fwd.pkl'): load_lm(tmp_path)
+    was = fingerprint(tmp_path, True)
+    (tmp_path/'wiki_bwd_itos.pkl').write_bytes(pickle.dumps([*words, 'other']))
+    assert fingerprint(tmp_path, True)!=was, 'another vocabulary is another model'

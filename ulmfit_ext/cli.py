@@ -378,7 +378,7 @@ def pretrain(
     size:str=None, # Size of the model where nothing is pretrained; small if not given. paper needs a GPU
     text:str='text', # Column that holds the texts, where the corpus is a table
     docs:int=None, # Read so many documents at most
-    lang:str='en', # spaCy's code of the language, for the tokenizer; CODE:chars takes each character as a token, for any language
+    lang:str=None, # spaCy's code of the language, for the tokenizer; CODE:chars takes each character as a token, for any language. If not given: that of --pretrained, or en
     pretrained:str=None, # A language model to begin with (small, wt103 or a folder) instead of from scratch
     vocab:int=20000, # Size of the vocabulary
     epochs:int=1, # Epochs
@@ -402,10 +402,11 @@ def pretrain(
     sides = (False,True) if both else (backwards,)
     with log_to(sys.stdout):
         from ulmfit_ext.data import train_subwords
-        from ulmfit_ext.lm import loss_curve,pretrain_lm,save_figure
+        from ulmfit_ext.lm import known_words,loss_curve,pretrain_lm,save_figure
+        if pretrained: known_words(pretrained, sides) # better now than after the first direction
         if subwords:
-            file = out/'subwords.model'
-            lang = f'{lang}:{file}' if file.exists() else train_subwords(corpus, file, subwords, lang, text)
+            file,lang = out/f'subwords-{subwords}.model',lang or 'en'
+            lang = f'{lang}:{file}' if file.exists() else train_subwords(corpus, file, subwords, lang, text, max_docs=docs)
         for b in sides:
             print(f"\n{'Backward' if b else 'Forward'} language model")
             learn = pretrain_lm(corpus, out, size or 'small', backwards=b, lang=lang, text_col=text, pretrained=pretrained, max_vocab=vocab, n_epoch=epochs, minutes=minutes and minutes/len(sides),

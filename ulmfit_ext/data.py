@@ -69,7 +69,7 @@ def _kind(path): return path.name.lower().removesuffix('.gz').rpartition('.')[2]
 def _reading(path, kind):
     "A context in which what is wrong with the file `path` becomes an `UlmfitError`"
     try: yield
-    except UlmfitError: raise
+    except UlmfitError as e: raise (e if str(path) in str(e) else UlmfitError(f"'{path}': {e}"))
     except UnicodeDecodeError as e: raise UlmfitError(f"'{path}' is not UTF-8: save it as UTF-8, or read it yourself and pass the DataFrame") from e
     except ImportError as e: raise UlmfitError(f"reading '{path}' needs the package pyarrow: pip install pyarrow") from e
     except (ValueError,OSError,EOFError,RecursionError,zlib.error,csv.Error) as e:
@@ -203,7 +203,11 @@ class _Subwords(_Characters):
     def cut(self, t): return self.tok.EncodeAsPieces(t)
 
 @functools.lru_cache(maxsize=None)
-def _splitter(lang): return (_Characters if _is_chars(lang) else _Subwords if _is_subwords(lang) else _Splitter)(lang)
+def _splitter_of(lang, key): return (_Characters if _is_chars(lang) else _Subwords if _is_subwords(lang) else _Splitter)(lang)
+
+def _splitter(lang):
+    "What cuts texts in `lang`; where that is a file which has changed, it is read anew"
+    return _splitter_of(lang, _lang_key(lang))
 
 # %% ../nbs/10_data.ipynb #e0d95d52
 def _subwords_file(model):
@@ -213,7 +217,12 @@ def _subwords_file(model):
         with atomic_write(file) as tmp: tmp.write_bytes(model)
     return file
 
-def _lang_key(lang): return lang if not _is_subwords(lang) else f"{lang.partition(':')[0]}:{hashlib.sha256(Path(_code(lang)[1]).read_bytes()).hexdigest()}"
+def _lang_key(lang):
+    "`lang`, with what a SentencePiece model holds instead of where it is"
+    if not _is_subwords(lang): return lang
+    code,file = _code(lang)
+    try: return f'{code}:{hashlib.sha256(Path(file).read_bytes()).hexdigest()}'
+    except OSError as e: raise UlmfitError(f"'{file}' is no SentencePiece model that can be read ({e.strerror}): make one with `train_subwords`") from e
 
 # %% ../nbs/10_data.ipynb #73c3fcf0
 def _as_text(o):
@@ -239,7 +248,7 @@ class TextProcessor:
         lang:str='en'    # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
     ):
         _splitter(lang)
-        self.lang,self.vocab = lang,None if vocab is None else list(vocab)
+        self.lang,self.key,self.vocab = lang,_lang_key(lang),None if vocab is None else list(vocab)
         if vocab is None: return
         if not all(isinstance(o, str) for o in self.vocab): raise UlmfitError('a vocabulary is a list of words: some of its items are not strings')
         if self.vocab[:2] != [UNK,PAD]: raise UlmfitError(f"a vocabulary starts with '{UNK}' and '{PAD}' (padding is id 1), and this one with {self.vocab[:2]}: put them first, and order the embedding in the same way")
@@ -250,11 +259,13 @@ class TextProcessor:
     @property
     def spelled(self): return _is_chars(self.lang) or _is_subwords(self.lang) # a space is `▁`
     @property
+    def spaced(self): return not _is_in(self.lang, _unspaced) # the language has spaces between words
+    @property
     def dtype(self): return np.uint16 if len(self.vocab) <= 2**16 else np.uint32
     def __repr__(self): return f"TextProcessor(lang={self.lang!r}, {'no vocabulary' if self.vocab is None else f'{len(self.vocab)} words'})"
 
     def _tokens(self, texts, progress):
-        split,rules = _splitter(self.lang),_rules_of(self.lang)
+        split,rules = _splitter_of(self.lang, self.key),_rules_of(self.lang)
         return (split(rules(o)) for o in _bar(_as_texts(texts), progress))
 
     def tokenize(self,
@@ -284,6 +295,7 @@ class TextProcessor:
         res = dict(format=_FORMAT, lang=self.lang, spacy=spacy.__version__, vocab=self.vocab)
         if not _is_subwords(self.lang): return res
         code,file = _code(self.lang)
+        if _lang_key(self.lang)!=self.key: raise UlmfitError(f"'{file}' is no longer the SentencePiece model that this vocabulary was made with: make the TextProcessor anew")
         return {**res, 'lang':code, 'subwords':base64.b64encode(Path(file).read_bytes()).decode()}
 
     @classmethod
@@ -856,6 +868,7 @@ def _paragraphs(f, col):
             doc.append(l)
             n += len(l)
         if blank or n>=_longest:
+            if not blank: warnings.warn(f'a text file has {n:,} characters without a blank line and is cut there: documents are separated by blank lines')
             yield ''.join(doc).removesuffix('\n' if blank else '')
             doc,n = [],0
     yield ''.join(doc)
@@ -916,6 +929,7 @@ class TextStream:
                 if kind=='txt': texts = (_paragraphs if alone else _whole_file)(io.TextIOWrapper(f, 'utf-8-sig', errors='replace'), None)
                 else:           texts = _streams[kind](f, self.text_col)
                 for t in texts:
+                    if kind=='txt' and '\ufffd' in t: warnings.warn(f"'{path}' is not UTF-8 throughout, and what cannot be read is �: save it as UTF-8")
                     self.pct = (done+raw.tell())/total
                     yield t
                 done += path.stat().st_size
@@ -927,7 +941,9 @@ def _corpus_files(path):
         return [path]
     if not path.is_dir(): raise UlmfitError(f"there is no corpus at '{path}': pass a folder of text files, a text file or a table (the current folder is '{Path.cwd()}')")
     files = [o for o in sorted(path.rglob('*')) if o.is_file() and _kind(o) in _readers and not any(p.startswith('.') for p in o.relative_to(path).parts)]
-    return [o for o in files if _kind(o)=='txt'] or files
+    txts = [o for o in files if _kind(o)=='txt']
+    if txts and len(txts)<len(files): warnings.warn(f"'{path}' holds text files, and so {len(files)-len(txts)} tables there are not read ({_names([o.name for o in files if o not in txts], 3)}): give one of them, or move the text files away")
+    return txts or files
 
 # %% ../nbs/10_data.ipynb #29b7e8d5
 _block = 2**21 # characters of the texts that are tokenized together
@@ -1022,7 +1038,7 @@ def tokenize_corpus(
         lens.append(np.diff(toks.offs))
         count.update(toks.counts())
         hit = hit and toks.cache_hit
-        if progress and not hit and len(files)==2:
+        if progress and not hit and bar is None and len(files)>=2:
             bar = progress_bar(range(100), leave=False)
             bar.update(0)
         if bar: bar.update(min(99, max(1, int(100*pct))))
@@ -1064,22 +1080,22 @@ def train_subwords(
     lang:str='xx',          # spaCy's code of the language
     text_col='text',        # Column of a table that holds the texts
     max_chars:int=20_000_000, # Characters of the corpus to learn from
+    max_docs:int=None,      # At most so many documents
 ) -> str:                   # What to pass as `lang`
     "Train a SentencePiece model through fastai's `SentencePieceTokenizer`. Raises `UlmfitError` where the package is missing or the corpus too small"
     try: import sentencepiece
     except ImportError: raise UlmfitError("pieces of words need the package sentencepiece: pip install 'ulmfit_ext[subwords]'") from None
     path,n,lines = Path(path),0,[]
     if path.suffix!='.model': raise UlmfitError(f"'{path}' is to be a SentencePiece model: give it a name that ends in .model")
-    for t in TextStream(corpus, text_col):
+    for t in TextStream(corpus, text_col, max_docs):
         lines += re.findall('.{1,1000}', _rules_of(lang)(t)) # longer lines are left out by SentencePiece
         n += len(t)
         if n>=max_chars: break
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as d:
+    with atomic_write(path) as new, tempfile.TemporaryDirectory() as d: # SentencePiece wants a folder without spaces in its name
         tok = SentencePieceTokenizer(lang, vocab_sz=size, cache_dir=d)
         try: tok.setup(lines)
         except RuntimeError as e: raise UlmfitError(f"SentencePiece cannot find {size} pieces in {n:,} characters ({' '.join(str(e).split())[-120:]}): ask for fewer, or give more text") from e
-        os.replace(Path(d)/'spm.model', path)
+        shutil.copyfile(Path(d)/'spm.model', new)
     return f'{lang}:{path}'
 
 # %% ../nbs/10_data.ipynb #95929786

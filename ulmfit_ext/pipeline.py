@@ -10,7 +10,7 @@ from fastai.text.all import *
 from .callback.unfreeze import *
 from .data import *
 from .lm import *
-from .lm import _key,_fastai_pair
+from .lm import _key
 from .classifier import *
 from .ensemble import *
 from .export import *
@@ -19,13 +19,6 @@ import hashlib,shutil,warnings
 # %% ../nbs/16_pipeline.ipynb #bde5f167
 _sides = {'both': ('fwd','bwd'), 'fwd': ('fwd',), 'bwd': ('bwd',)}
 _names = dict(fwd='forward', bwd='backward')
-
-def _fingerprint(pretrained, side):
-    "What the weights for `side` in `pretrained` are, not just where"
-    if pretrained is None or str(pretrained)=='wt103': return str(pretrained)
-    folder = lm_folder(pretrained)
-    pair = _fastai_pair(folder, side=='bwd')
-    return hashlib.sha256((pair[0] if pair else folder/f'{side}.safetensors').read_bytes()).hexdigest()
 
 def _data_key(dls):
     "A short name for all that is learned from: tokens, vocabulary, split and labels"
@@ -49,7 +42,7 @@ class ULMFiT:
         self.path,self.sides,self.lms,self.learns = Path(path),_sides[directions],{},{}
         make_dir(self.path)
         self.lm_done,self._pair = {},None
-        self.base = {s: _key(_data_key(dls), _fingerprint(pretrained, s), lm_size(config), seed) for s in self.sides}
+        self.base = {s: _key(_data_key(dls), fingerprint(pretrained, s=='bwd'), lm_size(config), seed) for s in self.sides}
 
     def __repr__(self): return f"ULMFiT in {self.path}: {', '.join(f'{_names[s]} {k}' for k,d in (('language model', self.lms), ('classifier', self.learns)) for s in d) or 'nothing trained yet' if self.sides else self._pair}"
 
@@ -73,11 +66,8 @@ class ULMFiT:
         if lang and own and lang!=own and not own.endswith('.model'): warn(f"The language model in {pretrained} reads lang={own!r} and the texts are read as {lang!r}: leave lang out to take its own")
         kwargs['lang'] = lang or own or 'en'
         if pretrained is not None:
-            if directions=='both' and str(pretrained)!='wt103' and (pair := _fastai_pair(lm_folder(pretrained))) and pair==_fastai_pair(lm_folder(pretrained), True):
-                raise UlmfitError(f"{pair[0]} is a language model of one direction: pass directions='fwd' or 'bwd', or a folder with two, 'fwd' and 'bwd' in their names")
-            for side in _sides.get(directions, ()):
-                _,known,_ = load_lm(pretrained, side=='bwd') # say at the door what is wrong with it
-                if all_words: kwargs['known'] = known
+            known = known_words(pretrained, [s=='bwd' for s in _sides.get(directions, ('fwd',))]) # says at the door what is wrong with it
+            if all_words: kwargs['known'] = known
         make_dir(path)
         return cls(ulmfit_dls(df, path=path, seed=seed, bptt=bptt, **kwargs), path, pretrained, directions, config, bptt, seed)
 
@@ -154,7 +144,7 @@ def fit_classifier(self:ULMFiT,
             warn(f"{kept[-1]} holds a fine-tuned language model, and it is not used: call fit_lm() first with its settings, which reads it from disk")
         kw = kwargs if encoder is not None else {**kwargs, 'config': {**lm_size(self.config), **(kwargs.get('config') or {})}}
         learn = ulmfit_classifier(self._dls('clas', side), encoder=encoder, bptt=self.bptt, path=self.path, **kw)
-        key  = _key(self.base[side], self.lm_done.get(side), self.bptt, n_epoch, lr_max, factor, epochs_per_stage, wd, kwargs)
+        key  = _key(self.base[side], self.lm_done.get(side), self.bptt, n_epoch, lr_max, factor, epochs_per_stage, wd, kwargs, *([list(L(cbs))] if cbs else []))
         file = self.path/'classifier'/f'{side}-{key}.safetensors'
         def _read():
             load_weights(learn.model, read_weights(file), f'the weights in {file}')
