@@ -200,15 +200,13 @@ def table_writer(
 # %% ../nbs/18_cli.ipynb #133f12ce
 def scores(
     ens, # A `BidirEnsemble`
-    df=None, # A table of labelled texts; None: the validation set
-    **kwargs # `text_col`, `label_col`, `label_delim`
+    answers, # What it says of labelled texts: `ens.answers(…)`
 ): # A row for each direction and for both
     "Loss, accuracy and F1 (the mean over the classes) of `ens`"
     from fastai.text.all import accuracy,accuracy_multi,F1Score,F1ScoreMulti
     metrics = [accuracy_multi, F1ScoreMulti()] if ens.multi else [accuracy, F1Score(average='macro')]
     for l in ens.learners.values(): l.metrics = metrics
-    with ens.no_bar(): res = ens.validate(df=df, **kwargs) if df is not None else ens.validate()
-    return res.rename(columns=dict(accuracy_multi='accuracy', f1_score='F1'))
+    return ens.validate(answers).rename(columns=dict(accuracy_multi='accuracy', f1_score='F1'))
 
 def _labelled(df, label):
     "The rows of `df` that have a label"
@@ -233,14 +231,15 @@ def _baseline(dls, df, tests, text, label):
 def _report(ulmfit, tests, cols, baseline):
     "Print the tables of scores; save the confusion matrix, of the test table where there is one"
     ens,n = ulmfit.ensemble,len(ulmfit.dls.valid_idx)
-    tables = [(f'Validation, {n:,} texts', scores(ens))]
-    if tests is not None: tables.append((f'Test, {len(tests):,} texts', scores(ens, tests, **cols)))
-    for (title,res),base in zip(tables, baseline or [{}]*2):
+    sets = {f'Validation, {n:,} texts': {}, **({f'Test, {len(tests):,} texts': dict(df=tests, **cols)} if tests is not None else {})}
+    for (title,kw),base in zip(sets.items(), baseline or [{}]*2):
+        with ens.no_bar(): said = ens.answers(**kw)
+        res = scores(ens, said)
         for k,v in base.items(): res.loc['TF-IDF', k] = v
         _show(res, title)
     if ens.multi: return
     from ulmfit_ext.lm import save_figure
-    save_figure(ens.plot_confusion_matrix(**({} if tests is None else dict(df=tests, **cols))), ulmfit.path/'confusion.png')
+    save_figure(ens.plot_confusion_matrix(said), ulmfit.path/'confusion.png')
 
 # %% ../nbs/18_cli.ipynb #c7c79de7
 @command('ulmfit train reviews.csv --text review --label stars',
@@ -351,10 +350,10 @@ def evaluate(
         from ulmfit_ext.data import UlmfitError,read_table
         from ulmfit_ext.lm import save_figure
         ens,df = _load(model, quantize),_labelled(read_table(file), label)
-        cols = dict(text_col=text, label_col=label)
         if plot and ens.multi: raise UlmfitError('A text can have several labels here, so there is no confusion matrix: leave --plot out')
-        res = scores(ens, df, label_delim=label_delim, **cols)
-        if plot: save_figure(ens.plot_confusion_matrix(df=df, **cols), tmp)
+        with ens.no_bar(): said = ens.answers(df=df, text_col=text, label_col=label, label_delim=label_delim)
+        res = scores(ens, said)
+        if plot: save_figure(ens.plot_confusion_matrix(said), tmp)
     _show(res, f'{len(df):,} texts of {file}')
 
 # %% ../nbs/18_cli.ipynb #a80b10f1

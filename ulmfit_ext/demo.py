@@ -306,17 +306,17 @@ def run_demo(
     cbs = bfloat16() if has_bfloat16() else None
     ulmfit.fit_lm(minutes=minutes*0.25, lr_max=0.008, drop_mult=0.1, cbs=cbs)
     ulmfit.fit_classifier(10, 0.01, drop_mult=0.8, cbs=cbs)
-    scores = ulmfit.validate(df=test)
-    errors = 1-scores['accuracy']
+    said = ulmfit.ensemble.answers(df=test)
+    errors = 1-ulmfit.validate(said)['accuracy']
     errors['TF-IDF + logistic regression'] = err
-    _report(ulmfit, test, errors, out, labels)
+    _report(ulmfit, said, errors, out, labels)
     print(f"\nIt took {(time.time()-began)/60:.1f} minutes. Next:\n  ulmfit predict {ulmfit.path/'model'} -s \"Whether to sort the result by its keys.\"")
     return errors
 
-def _report(ulmfit, test, errors, out, labels):
+def _report(ulmfit, said, errors, out, labels):
     "Print the errors and three predictions, save the results and the pictures"
     import matplotlib.pyplot as plt
-    print(f"\nTest error on {len(test):,} passages of other modules, {labels} labels a class:\n")
+    print(f"\nTest error on {len(said.targs):,} passages of other modules, {labels} labels a class:\n")
     for k,v in errors.items(): print(f"  {k:<30}{v:7.1%}")
     print()
     for _,r in ulmfit.predict_df(demo_sentences).iterrows(): print(f"  {r.label:<11}{r.confidence:4.0%}  {r.text}")
@@ -324,5 +324,5 @@ def _report(ulmfit, test, errors, out, labels):
     with plt.ioff(): ax = plt.subplots(figsize=(7,2.2), layout='constrained')[1]
     _bars(ax, errors)
     save_figure(ax, out/'errors.png')
-    with plt.ioff(): save_figure(ulmfit.ensemble.plot_confusion_matrix(df=test, normalize=True), out/'confusion.png')
+    with plt.ioff(): save_figure(ulmfit.ensemble.plot_confusion_matrix(said, normalize=True), out/'confusion.png')
     print(f"\nPictures: {', '.join(sorted(f.name for f in out.glob('*.png')))} in {out}")
