@@ -269,3 +269,15 @@ def test_frozen_does_not_move_under_lookahead(tmp_path):
         learn.fit(1, 0.01)
         learn.fit(4, 0.01, cbs=[ChainThaw(), Look()])
     assert torch.equal(seen[1], seen[2])                                       # stages: last; first; middle; all
+
+def test_a_callback_that_is_refused_leaves_none_behind(tmp_path):
+    "What was asked for together with it is not in the next fit"
+    learn = synthetic(tmp_path)
+    had = learn.cbs.map(type)
+    for fit in (learn.fit_stlr, learn.fit_gradual):
+        with learn.no_bar(), learn.no_logging(), pytest.raises(TypeError, match='BPT3C needs a text classifier'): fit(3, cbs=BPT3C())
+        assert learn.cbs.map(type)==had
+    was = weights(learn)
+    learn.unfreeze()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.1)
+    assert all((a!=b).any() for a,b in zip(was, weights(learn)))

@@ -334,6 +334,37 @@ def test_label_targets():
     assert label_targets([True,False], ['False','True']).tolist()==[1,0]
     assert label_targets([['a','b'],[],('b',)], ['a','b'], True).tolist()==[[1,1],[0,0],[0,1]]
 
+def test_labels_are_read_as_in_training(ens, multi, tmp_path):
+    df,t = make_df(20, seed=4),make_topics(20)
+    want = ens.validate(df=df)
+    pd.testing.assert_frame_equal(ens.validate(df=df.assign(label=' '+df.label+' ')), want)
+    with raises('2 of 20 texts have no label, the first is number 3'): ens.validate(df=df.assign(label=[' ' if i in (3,5) else o for i,o in enumerate(df.label)]))
+    arrays = t.assign(label=[np.array([p for p in o.split(';') if p], dtype=object) for o in t.label])
+    pd.testing.assert_frame_equal(multi.validate(df=arrays), multi.validate(df=t)) # what stands between labels is known from the training
+    with raises('Pass label_delim'): label_targets(['a,b'], ['a','b'], True)
+    df.to_csv(tmp_path/'t.csv', index=False)
+    for o in (dict(df=tmp_path/'t.csv'), dict(ds_idx=str(tmp_path/'t.csv'))): pd.testing.assert_frame_equal(ens.validate(**o), want)
+    with raises('pass a DataFrame'): ens.validate(df={'text': ['a']})
+
+def test_answers_are_looked_at_many_times(ens, monkeypatch):
+    df = make_df(20, seed=4)
+    want,said = [ens.validate(df=df),ens.confusion_matrix(df)],ens.answers(df)
+    monkeypatch.setattr(BidirEnsemble, '_outputs', None)
+    pd.testing.assert_frame_equal(ens.validate(said), want[0])
+    pd.testing.assert_frame_equal(ens.confusion_matrix(said), want[1])
+    assert ens.plot_confusion_matrix(said).get_xlabel()=='predicted'
+
+def test_eight_bits_follow_the_weights(dls):
+    "A learner that was trained further by itself is quantized anew"
+    fwd  = learner(dls.clas_fwd)
+    both = BidirEnsemble(fwd, quantize=True)
+    was  = both.get_preds(texts=['good film'])[0]
+    assert both.predictor('forward') is both.predictor('forward')
+    with fwd.no_bar(), fwd.no_logging(): fwd.fit(2, 0.05)
+    now = both.get_preds(texts=['good film'])[0]
+    assert (now-was).abs().max()>1e-3
+    close(now, Predictor(fwd, quantize=True)(['good film']))
+
 def test_mean_logits_where_floats_round():
     z = torch.tensor([[60.,-60.]])
     for multi in (False,True):

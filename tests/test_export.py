@@ -266,3 +266,22 @@ def test_what_cannot_be_saved(ens, tmp_path):
     head = text_classifier_learner(ens.fwd.dls, AWD_LSTM, config=tiny, pretrained=False)
     head.model[1].layers.append(torch.nn.Linear(2, 2))
     with raises('head'): BidirEnsemble(head).save(tmp_path/'n')
+
+@pytest.mark.parametrize('thresh', [np.float32(.3), torch.tensor([.3,.6])])
+def test_thresholds_of_other_types(tmp_path, thresh):
+    df = make_df()
+    ens = make(tmp_path, df.assign(label=[[o] for o in df.label]))
+    ens.first.loss_func = deepcopy(ens.first.loss_func)
+    ens.first.loss_func.thresh = thresh
+    new = load_ulmfit(ens.save(tmp_path/'m'))
+    assert torch.equal(torch.as_tensor(new.first.loss_func.thresh), torch.as_tensor(thresh)) and same(ens, new)
+    assert list(new.predict_df(texts[:2]).label)==list(ens.predict_df(texts[:2]).label)
+
+def test_a_loss_that_is_not_saved_whole(ens, tmp_path, recwarn):
+    ens.save(tmp_path/'a')
+    assert not [o for o in recwarn if 'Of the loss' in str(o.message)]
+    was = ens.first.loss_func
+    try:
+        ens.first.loss_func = LabelSmoothingCrossEntropyFlat()
+        with pytest.warns(UserWarning, match='LabelSmoothingCrossEntropyFlat, only the kind is saved'): ens.save(tmp_path/'b')
+    finally: ens.first.loss_func = was

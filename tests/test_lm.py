@@ -286,6 +286,12 @@ def test_the_language_is_that_of_the_pretrained_model(tmp_path, quiet):
     pretrain_lm(texts, tmp_path/'b', **{**kw, 'n_epoch':1}, pretrained=tmp_path/'a')
     test_eq(lm_processor(tmp_path/'b').lang, 'xx:chars')
 
+def test_what_an_encoder_cannot_be(dls, tmp_path):
+    lm = lm_learner(dls.lm_fwd, size)
+    with pytest.raises(UlmfitError, match='n_hid=99 and the encoder has 12'): ulmfit_classifier(dls.clas_fwd, dict(n_hid=99), encoder=lm)
+    assert list(ulmfit_classifier(dls.clas_fwd, encoder=lm, metrics=[]).metrics)==[]
+    with pytest.raises(UlmfitError, match='batch size is 1: pass clas_bs=2'): ulmfit_dls(table(), path=tmp_path, bs=1)
+
 def test_a_loss_that_is_no_number(tmp_path, quiet):
     class Spoil(Callback):
         def __init__(self, at): store_attr()

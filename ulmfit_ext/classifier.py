@@ -45,9 +45,11 @@ def ulmfit_classifier(
     "A classifier over an AWD-LSTM with concat pooling (section 3.3). Raises `UlmfitError` where `encoder` does not fit `dls`"
     sizes,wgts = {},None
     if encoder is not None: wgts,sizes = _encoder_weights(encoder, dls)
+    for k,v in sizes.items():
+        if (config or {}).get(k, v)!=v: raise UlmfitError(f"config says {k}={config[k]} and the encoder has {v}: leave it out of config, or pass no encoder")
     kwargs = {'opt_func': partial(Adam, mom=0.7, sqr_mom=0.99), **kwargs}
     learn = text_classifier_learner(dls, AWD_LSTM, seq_len=bptt, config={**sizes, **(config or {})}, drop_mult=drop_mult, pretrained=False,
-                                    max_len=None, metrics=metrics or (accuracy_multi if _multi(dls) else accuracy), **kwargs)
+                                    max_len=None, metrics=ifnone(metrics, accuracy_multi if _multi(dls) else accuracy), **kwargs)
     if wgts is not None:
         learn.model[0].module.load_state_dict(wgts)
         learn.freeze()

@@ -807,6 +807,7 @@ def ulmfit_dls(
     progress:bool=True           # Show a bar where tokenizing takes more than a second or two
 ) -> UlmfitDls:                  # `.lm_fwd`, `.lm_bwd`, `.clas_fwd`, `.clas_bwd`
     "`DataLoaders` for both models in both directions from one pass of the tokenizer; raises `UlmfitError` on input it cannot use"
+    if label_col is not None and ifnone(clas_bs, bs)<2: raise UlmfitError(f"the classifier's batch norm needs two texts in a batch, and its batch size is {ifnone(clas_bs, bs)}: pass clas_bs=2 or more")
     df = _as_frame(df)
     col = _column(df, text_col, 'text_col')
     texts,n = _texts(col, f"column '{text_col}'"),len(df)

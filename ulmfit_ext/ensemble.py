@@ -15,7 +15,7 @@ from fastai.learner import _maybe_item
 from .callback.schedule import *
 from .callback.unfreeze import *
 from .data import *
-from .data import _column,_label_name,_names,_parts
+from .data import _as_frame,_column,_is_many,_label_name,_names,_parts
 from .lm import *
 from .predict import *
 from .predict import _listed
@@ -81,6 +81,10 @@ def check_pair(
     if dif: raise UlmfitError(f"The learners were given different splits: {dif}. Make both from one `ulmfit_dls`, or with the same `seed` or `valid_col`")
 
 # %% ../nbs/14_ensemble.ipynb #63904483
+def _some_numbers(model):
+    "A few numbers of each parameter, to see whether it is still as it was"
+    return [p.detach().flatten()[::p.numel()//16+1].tolist() for p in model.parameters()]
+
 class BidirEnsemble:
     "A forward and a backward classifier as one; probabilities are averaged"
     def __init__(self,
@@ -106,8 +110,10 @@ class BidirEnsemble:
 
     def predictor(self, way):
         "The `Predictor` of one direction, made when first needed"
-        if way not in self._predictors: self._predictors[way] = Predictor(self.learners[way], self.quantize)
-        return self._predictors[way]
+        learn = self.learners[way]
+        now = _some_numbers(learn.model) if self.quantize else None # 8-bit copies are of the weights as they were
+        if way not in self._predictors or self._predictors[way][0]!=now: self._predictors[way] = now,Predictor(learn, self.quantize)
+        return self._predictors[way][1]
 
 # %% ../nbs/14_ensemble.ipynb #1a0ad867
 def _own_cbs(cbs, way):
@@ -220,8 +226,7 @@ def score_outputs(
 ) -> dict: # 'loss' and the name of each metric, with its value
     "The loss and the metrics of `learn` for these outputs; a metric that is not made from outputs is NaN"
     out,targs = [cast(o, Tensor) for o in (out,targs)]
-    where = first(getattr(getattr(learn.loss_func, 'func', learn.loss_func), 'buffers', list)()) # class weights
-    loss = learn.loss_func(*[o if where is None else o.to(where.device) for o in (out,targs)])
+    loss = learn.loss_func(*[o.to(one_param(learn.model).device) for o in (out,targs)]) # where class weights are
     batch = SimpleNamespace(pred=out, y=targs, yb=(targs,), xb=(), loss=loss, loss_func=learn.loss_func, dls=learn.dls, model=learn.model,
                             to_detach=to_detach, training=False)
     res = dict(loss=loss.item())
@@ -241,11 +246,11 @@ def label_targets(
 ) -> Tensor: # Class numbers, shape (texts,); with `multi` ones and zeros, shape (texts, classes)
     "Labels as targets. Raises `UlmfitError` for a label that is not a class"
     o2i,labels = {_label_name(c):i for i,c in enumerate(classes)},list(labels)
-    missing = [i for i,o in enumerate(labels) if not is_listy(o) and pd.isna(o)]
+    missing = [i for i,o in enumerate(labels) if not _is_many(o) and (pd.isna(o) or not multi and not str(o).strip())]
     if missing: raise UlmfitError(f"{len(missing):,} of {len(labels):,} texts have no label, the first is number {missing[0]}: leave them out")
-    rows = [_parts(o, label_delim) if multi else [_label_name(o)] for o in labels]
+    rows = [[_label_name(p) for p in (_parts(o, label_delim) if multi else [o.strip() if isinstance(o, str) else o])] for o in labels]
     new  = L(o for r in rows for o in r if o not in o2i).unique()
-    if new: raise UlmfitError(f"{len(new)} labels are not classes of the model, the first is {new[0]!r}: the model knows {_names(classes, 20)}")
+    if new: raise UlmfitError(f"{len(new)} labels are not classes of the model, the first is {new[0]!r}: the model knows {_names(classes, 20)}" + (". Do several stand in one string? Pass label_delim" if multi and not label_delim else ''))
     if not multi: return tensor([o2i[r[0]] for r in rows]).long()
     res = torch.zeros(len(rows), len(classes))
     for i,r in enumerate(rows): res[i, [o2i[o] for o in r]] = 1.
@@ -265,9 +270,11 @@ def answers(self:BidirEnsemble,
 ) -> Answers: # `outs`, before softmax or sigmoid, by direction, and `targs`
     "What each direction says of labelled texts. `validate`, `confusion_matrix` and what is made of it take this in place of the texts, which are read once then"
     if isinstance(ds_idx, Answers): return ds_idx
-    if isinstance(ds_idx, pd.DataFrame): df = ds_idx
+    if not hasattr(ds_idx, '__index__'): df = ds_idx
     if df is None: outs,targs = self._outputs(ds_idx, dl)
     else:
+        if not isinstance(df, pd.DataFrame): df = _as_frame(df)
+        label_delim = ifnone(label_delim, getattr(self.first.dls, 'label_delim', None))
         targs = label_targets(_column(df, label_col, 'label_col').tolist(), self.classes, self.multi, label_delim)
         outs,_ = self._outputs(texts=_column(df, text_col, 'text_col').tolist())
     if targs is None or not len(targs): raise UlmfitError("There is nothing to score: the texts have no labels, or there are no texts")

@@ -50,13 +50,22 @@ def _plain(classes):
     if bad is not None: raise UlmfitError(f"A class is a {type(bad).__name__} ({bad!r}): only strings and numbers can be saved")
     return classes
 
+def _numbers(o): return o.tolist() if isinstance(o, (np.generic,np.ndarray,Tensor)) else o
+
+def _loss_name(loss):
+    "The name of a loss; a warning where there is more to it than that"
+    func = getattr(loss, 'func', loss)
+    plain = type(loss) in (CrossEntropyLossFlat,BCEWithLogitsLossFlat) and not any(getattr(func, o, None) is not None for o in ('weight','pos_weight')) and not getattr(func, 'label_smoothing', 0)
+    if not plain: warn(f"Of the loss, {type(loss).__name__}, only the kind is saved: the model predicts as before once it is loaded if that takes softmax or sigmoid, and its loss there has no class weights or smoothing")
+    return type(loss).__name__
+
 def _describe(
     ensemble:BidirEnsemble, # What to describe
 ) -> dict: # What `config.json` holds, but for the hashes
     "All that is needed to build `ensemble` again, beside weights and vocabulary"
     learn = ensemble.first
     return dict(kind=_kind, format=_format, ulmfit_ext=ulmfit_ext.__version__, classes=_plain(ensemble.classes), multi=ensemble.multi,
-                loss=type(learn.loss_func).__name__, thresh=getattr(learn.loss_func, 'thresh', None),
+                loss=_loss_name(learn.loss_func), thresh=_numbers(getattr(learn.loss_func, 'thresh', None)),
                 processor={k:v for k,v in _processor(learn.dls).to_dict().items() if k!='vocab'},
                 models={_side[way]: model_config(l) for way,l in ensemble.learners.items()})
 
@@ -158,7 +167,7 @@ def _build(path, cfg, side, processor, device):
     learn = ulmfit_classifier(dls, m['config'], 1., bptt=m['bptt'], max_len=m['max_len'], lin_ftrs=m['lin_ftrs'], ps=m['ps'])
     if cfg['thresh'] is not None:
         learn.loss_func = deepcopy(learn.loss_func) # fastai shares one among all learners
-        learn.loss_func.thresh = cfg['thresh']
+        learn.loss_func.thresh = tensor(cfg['thresh']) if isinstance(cfg['thresh'], list) else cfg['thresh']
     load_weights(learn.model, read_weights(path/f'{side}.safetensors'), f"The weights in {path/f'{side}.safetensors'}")
     learn.model.to(device).eval()
     return learn

@@ -112,4 +112,6 @@ def fit_stlr(self:Learner,
     if start_epoch==n_epoch: return
     cbs = L(STLR(cut_frac, ratio)) + L(cbs) + (L(SkipTo(start_epoch)) if start_epoch else L())
     if hasattr(self, 'recorder') and not any(isinstance(cb, GroupRecorder) or cb is GroupRecorder for cb in self.cbs + cbs): cbs.append(GroupRecorder())
-    self.fit(n_epoch, lr_max, wd=wd, cbs=cbs, reset_opt=reset_opt)
+    cbs = cbs.map(lambda o: o() if isinstance(o, type) else o)
+    try: self.fit(n_epoch, lr_max, wd=wd, cbs=cbs, reset_opt=reset_opt)
+    finally: self.remove_cbs(cbs.filter(lambda o: o in self.cbs)) # fastai leaves the others there if one of them is refused
