@@ -202,6 +202,13 @@ class _Subwords(_Characters):
         except (OSError,RuntimeError) as e: raise UlmfitError(f"'{file}' is no SentencePiece model that can be read ({' '.join(str(e).split())[:100]}): make one with `train_subwords`") from e
     def cut(self, t): return self.tok.EncodeAsPieces(t)
 
+def _lang_key(lang):
+    "`lang`, with what a SentencePiece model holds instead of where it is"
+    if not _is_subwords(lang): return lang
+    code,file = _code(lang)
+    try: return f'{code}:{hashlib.sha256(Path(file).read_bytes()).hexdigest()}'
+    except OSError as e: raise UlmfitError(f"'{file}' is no SentencePiece model that can be read ({e.strerror}): make one with `train_subwords`") from e
+
 @functools.lru_cache(maxsize=None)
 def _splitter_of(lang, key): return (_Characters if _is_chars(lang) else _Subwords if _is_subwords(lang) else _Splitter)(lang)
 
@@ -216,13 +223,6 @@ def _subwords_file(model):
     if not (file.exists() and file.read_bytes()==model):
         with atomic_write(file) as tmp: tmp.write_bytes(model)
     return file
-
-def _lang_key(lang):
-    "`lang`, with what a SentencePiece model holds instead of where it is"
-    if not _is_subwords(lang): return lang
-    code,file = _code(lang)
-    try: return f'{code}:{hashlib.sha256(Path(file).read_bytes()).hexdigest()}'
-    except OSError as e: raise UlmfitError(f"'{file}' is no SentencePiece model that can be read ({e.strerror}): make one with `train_subwords`") from e
 
 # %% ../nbs/10_data.ipynb #73c3fcf0
 def _as_text(o):
