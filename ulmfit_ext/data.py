@@ -247,8 +247,8 @@ class TextProcessor:
         vocab:list=None, # Words by id, `xxunk` and `xxpad` the first two; None: only `tokenize` works
         lang:str='en'    # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
     ):
-        _splitter(lang)
         self.lang,self.key,self.vocab = lang,_lang_key(lang),None if vocab is None else list(vocab)
+        _splitter_of(lang, self.key) # says what is wrong with it
         if vocab is None: return
         if not all(isinstance(o, str) for o in self.vocab): raise UlmfitError('a vocabulary is a list of words: some of its items are not strings')
         if self.vocab[:2] != [UNK,PAD]: raise UlmfitError(f"a vocabulary starts with '{UNK}' and '{PAD}' (padding is id 1), and this one with {self.vocab[:2]}: put them first, and order the embedding in the same way")
@@ -942,9 +942,9 @@ def _corpus_files(path):
         return [path]
     if not path.is_dir(): raise UlmfitError(f"there is no corpus at '{path}': pass a folder of text files, a text file or a table (the current folder is '{Path.cwd()}')")
     files = [o for o in sorted(path.rglob('*')) if o.is_file() and _kind(o) in _readers and not any(p.startswith('.') for p in o.relative_to(path).parts)]
-    txts = [o for o in files if _kind(o)=='txt']
-    if txts and len(txts)<len(files): warnings.warn(f"'{path}' holds text files, and so {len(files)-len(txts)} tables there are not read ({_names([o.name for o in files if o not in txts], 3)}): give one of them, or move the text files away")
-    return txts or files
+    txts,tables = [[o for o in files if (_kind(o)=='txt')==is_txt] for is_txt in (True,False)]
+    if txts and tables: warnings.warn(f"'{path}' holds text files, and so {len(tables)} tables there are not read ({_names([o.name for o in tables], 3)}): give one of them, or move the text files away")
+    return txts or tables
 
 # %% ../nbs/10_data.ipynb #29b7e8d5
 _block = 2**21 # characters of the texts that are tokenized together

@@ -194,6 +194,9 @@ class _Plain(pickle.Unpickler):
     "Unpickle lists, dicts, strings and numbers only"
     def find_class(self, module, name): raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
+# what `Learner.save` writes beside tensors: an `L` of rates that may be NumPy's numbers; the same that fastai's `load_model` lets in
+_of_an_optimizer = [L, np.float64(0).__reduce__()[0], np.dtype, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
+
 def load_fastai_lm(
     pth, # File of weights, `.pth`
     pkl, # File of the vocabulary, `.pkl`
@@ -201,7 +204,7 @@ def load_fastai_lm(
     "Read a language model saved by fastai, without running code. Raises `UlmfitError` where the files hold anything but tensors and strings"
     try:
         with open(pkl, 'rb') as f: vocab = _Plain(f).load()
-        with torch.serialization.safe_globals([L]): wgts = torch.load(pth, map_location='cpu', weights_only=True) # with the optimizer's state fastai saves an `L`
+        with torch.serialization.safe_globals(_of_an_optimizer): wgts = torch.load(pth, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as e:
         raise UlmfitError(f"{pth} and {pkl} cannot be read safely ({str(e).splitlines()[0]}): a list of strings and a dict of tensors are wanted") from None
     wgts = wgts.get('model', wgts)
