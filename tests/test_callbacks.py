@@ -1,5 +1,6 @@
 "The paper's callbacks from outside: on text, vision and tabular learners, and together with fastai's own."
 import pickle,warnings
+from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import *
 from fastai.callback.training import GradientAccumulation,GradientClip
@@ -281,3 +282,70 @@ def test_a_callback_that_is_refused_leaves_none_behind(tmp_path):
     learn.unfreeze()
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.1)
     assert all((a!=b).any() for a,b in zip(was, weights(learn)))
+
+class LastTerms(Callback):
+    "Notes what AR and TAR added to the loss of the last batch"
+    order = 1000
+    def after_loss(self):
+        if self.training: self.got = (self.learn.loss_grad-self.learn.loss).item()
+
+@pytest.mark.parametrize('copied', [False,True])
+def test_bpt3c_follows_the_model(tmp_path, copied):
+    "A learner that is given another model reads, regularizes and keeps that one"
+    learn,terms = text(tmp_path, cbs=BPT3C(10)),LastTerms()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2)
+        with torch.no_grad(): learn.model.reset()
+        other = deepcopy(learn.model) if copied else text(tmp_path).model
+        learn.fit(1, 1e-1)
+        learn.model = other
+        want = [p.detach().clone() for p in other.parameters()]
+        learn.fit(1, 0., cbs=terms, reset_opt=True)
+        whole,single = [learn.get_preds(dl=learn.dls.valid.new(bs=bs))[0] for bs in (8,1)]
+    assert terms.got>0 and torch.allclose(whole, single, atol=1e-6) and type(learn.model[0]).__name__=='ChunkedEncoder'
+    learn.remove_cb(BPT3C)
+    assert learn.model is other and type(other[0]) is SentenceEncoder and type(other[1]) is PoolingLinearClassifier
+    for a,b in zip(want, learn.model.parameters(), strict=True): assert torch.equal(a, b)
+    with learn.no_bar(): learn.validate()
+
+def test_bpt3c_refuses_a_head_that_pools_otherwise(tmp_path):
+    class MeanHead(PoolingLinearClassifier):
+        def forward(self, inp): return super().forward(inp)
+    learn = text(tmp_path)
+    learn.model[1].__class__ = MeanHead
+    with pytest.raises(TypeError, match='SentenceEncoder, MeanHead'): learn.add_cb(BPT3C())
+    assert type(learn.model[0]) is SentenceEncoder
+
+def test_bpt3c_regularizes_an_encoder_without_dropout(tmp_path):
+    "As fastai: whether the encoder is in training mode does not matter, only whether the learner is"
+    class Still(Callback):
+        def before_train(self): self.learn.model[0].eval()
+    res = []
+    for cbs in ([], [BPT3C(10)]):
+        learn,terms = text(tmp_path, drop_mult=0.),LastTerms()
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[Still(), terms, *cbs])
+        res.append(terms.got)
+    assert res[1]>0 and 0.3<res[0]/res[1]<3
+
+def test_groups_that_share_a_parameter(tmp_path):
+    "Gradual unfreezing agrees with `freeze_to`; a group alone trains all that it has"
+    learn = synthetic(tmp_path)
+    learn.model[1][2] = nn.Linear(8, 8)
+    learn.model[2] = nn.Linear(8, 8)
+    learn.model[2].weight = learn.model[1][2].weight
+    learn.create_opt()
+    def _trained(): return {n for n,p in learn.model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    for g in range(3):
+        train_groups(learn.opt, range(g, 3))
+        got = _trained()
+        learn.freeze_to(g)
+        assert got==_trained()
+    for groups,want in (((1,), {'1.2.weight','1.2.bias','2.weight'}), ((2,), {'2.bias'}), ((0,), {'0.weight','0.bias'})):
+        train_groups(learn.opt, groups)
+        assert _trained()=={'1.0.weight','1.0.bias', *want} # fastai always trains batch norm
+
+def test_a_callback_that_has_a_stage_of_its_own(tmp_path):
+    class Warm(Callback): stage = 'warm'
+    learn = synthetic(tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_stlr(1, cbs=Warm())
+    assert len(learn.recorder.hps['lr'])==len(learn.dls.train)

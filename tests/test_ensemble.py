@@ -193,6 +193,16 @@ def test_callbacks_of_each_direction(fresh):
     fresh.remove_cb(Note);      assert [len(l._grab_cbs(Note)) for l in (fresh.fwd,fresh.bwd)]==[0,0]
     assert fresh.fwd._grab_cbs(BPT3C)[0] is not fresh.bwd._grab_cbs(BPT3C)[0]
 
+def test_callbacks_of_a_direction_that_is_not_there(fresh):
+    class Count(Callback):
+        n = 0
+        def after_batch(self): self.n += 1
+    cbs = dict(fwd=Count(), bwd=Count())
+    with fresh.no_bar(), fresh.no_logging(): fresh.fit(1, 0., cbs=cbs)
+    assert cbs['fwd'].n>0 and cbs['bwd'].n>0
+    with raises("cbs has the key 'left'"): fresh.fit(1, 0., cbs=dict(left=Count()))
+    with raises("dl has the key 'left'"): fresh.get_preds(dl=dict(left=1, right=2))
+
 def test_files_of_callbacks_do_not_collide(fresh, tmp_path):
     fresh.fit(2, 0.01, cbs=[SaveModelCallback(fname='best'), CSVLogger('log.csv')])
     assert {'best_forward.pth','best_backward.pth'} <= {o.name for o in (tmp_path/'models').iterdir()}

@@ -1,5 +1,5 @@
 "Language models from outside: weights that move between plain fastai and here, and those that fastai downloads."
-import http.server,json,math,pickle,tarfile,threading,types
+import http.server,json,math,pickle,tarfile,threading,time,types
 from contextlib import nullcontext
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import *
@@ -346,3 +346,67 @@ def test_an_error_ends_mixed_precision(dls, quiet):
         learn.model[1].decoder = Stop()
         with pytest.raises(KeyboardInterrupt): fit()
         assert not torch.is_autocast_enabled('cpu')
+
+@pytest.mark.parametrize('kwargs,state', [(dict(batch_first=True), True), (dict(), True), (dict(num_layers=2, batch_first=True), True), (dict(bidirectional=True, batch_first=True), True),
+                                          (dict(bias=False, batch_first=True), True), (dict(batch_first=True), False)])
+def test_an_own_weight_dropout_is_left_alone(kwargs, state, monkeypatch):
+    "What is no layer of an AWD-LSTM runs as in fastai, under autocast too"
+    import ulmfit_ext.lm as module
+    monkeypatch.setattr(module, '_lstm_bf16', lambda rnn, x, hc: ('ours', rnn))
+    monkeypatch.setattr(module, 'can_bfloat16', lambda: True)
+    rnn = nn.LSTM(5, 5, **kwargs)
+    drop,x = WeightDropout(rnn, 0.1),torch.randn(3, 4, 5)
+    n = kwargs.get('num_layers', 1)*(1+kwargs.get('bidirectional', False))
+    hc = [torch.zeros(n, 3 if kwargs.get('batch_first') else 4, 5)]*2 if state else None
+    monkeypatch.setattr(rnn, 'forward', lambda *args: ('its own', rnn))
+    with torch.autocast('cpu', torch.bfloat16): got = drop(x, hc)[0]
+    assert got==('ours' if kwargs==dict(batch_first=True) and state else 'its own')
+
+def test_an_own_weight_dropout_reads_packed_sequences():
+    drop = WeightDropout(nn.LSTM(5, 5, batch_first=True), 0.1)
+    rows = nn.utils.rnn.pack_padded_sequence(torch.randn(3, 4, 5), [4,2,1], batch_first=True)
+    assert drop(rows, [torch.zeros(1, 3, 5)]*2)[0].data.shape==(7,5)
+
+def test_mixed_precision_of_several_outputs(quiet):
+    items = [(torch.randn(4), torch.tensor(0)) for _ in range(16)]
+    class Two(nn.Module):
+        def __init__(self): super().__init__(); self.l = nn.Linear(4, 2)
+        def forward(self, x): return self.l(x),self.l(x)
+    learn = Learner(DataLoaders(*[DataLoader(items, bs=8)]*2), Two(), loss_func=lambda o,y: F.cross_entropy(o[0], y)+F.cross_entropy(o[1], y), cbs=CPUBfloat16())
+    with learn.no_logging(): learn.fit(1)
+    assert math.isfinite(learn.recorder.losses[-1])
+
+def test_a_budget_that_was_interrupted_leaves_the_loader_whole(dls, quiet):
+    class Stop(Callback):
+        def before_batch(self): time.sleep(0.8)
+        def before_validate(self): raise KeyboardInterrupt
+    n = len(dls.lm_fwd.train)
+    learn = lm_learner(dls.lm_fwd, size)
+    with learn.no_logging(), pytest.raises(KeyboardInterrupt): learn.fit(5, cbs=[TimeBudget(0.01), Stop()])
+    assert len(dls.lm_fwd.train)==n>1
+    learn.add_cb(TimeBudget(1.))
+    learn.lr_find(num_it=5, show_plot=False)
+
+def test_the_best_weights_are_those_of_the_validation_loss(dls, quiet, tmp_path):
+    "Also where other numbers come before it"
+    learn,keep = lm_learner(dls.lm_fwd, size, metrics=accuracy),Checkpoints(tmp_path/'c')
+    learn.recorder.train_metrics = True
+    with learn.no_logging(): learn.fit(3, 1e-2, cbs=keep)
+    at = list(learn.recorder.metric_names[1:]).index('valid_loss')
+    assert at==2 and keep.state['best']==min(o[at] for o in learn.recorder.values)
+
+@pytest.mark.parametrize('kw,says', [(dict(minutes=0), 'minutes is 0'), (dict(minutes=-1.), 'minutes is -1'), (dict(n_epoch=0), 'n_epoch is 0')])
+def test_no_time_is_no_training(dls, kw, says):
+    with pytest.raises(UlmfitError, match=says): finetune_lm(dls.lm_fwd, config=size, **kw)
+
+def test_settings_that_are_no_json_have_keys_too():
+    "Another setting, another name; the same setting made anew, the same name"
+    from ulmfit_ext.lm import _key
+    from fastai.callback.training import GradientClip
+    from ulmfit_ext.callback.unfreeze import GradualUnfreezing
+    make = [lambda: np.int64(1), lambda: np.int64(2), lambda: slice(1e-5, 1e-3), lambda: slice(1e-2, 1e-1), lambda: tensor([1.,50.]), lambda: tensor([50.,1.]), lambda: GradientClip(.01), lambda: GradientClip(5.),
+            lambda: CrossEntropyLossFlat(weight=tensor([1.,50.])), lambda: CrossEntropyLossFlat(weight=tensor([50.,1.])), lambda: CrossEntropyLossFlat(), lambda: partial(Adam, mom=.7), lambda: partial(SGD, mom=0.),
+            lambda: Adam, lambda: np.array([1,2]), lambda: Path('a'), lambda: Path('b'), lambda: GradualUnfreezing(1), lambda: GradualUnfreezing(2), lambda: [lambda x: x+1], lambda: [lambda x: x+2], lambda: {1,2}]
+    keys = [_key(dict(a=o())) for o in make]
+    assert keys==[_key(dict(a=o())) for o in make] and len(set(keys))==len(keys)
+    assert _key(np.int64(3))==_key(3), 'pieces on disk keep their names'

@@ -1,5 +1,5 @@
 "LinearCrossEntropy and VariableBPTT from outside: the same numbers as fastai, without the logits; every token once."
-import pickle
+import importlib,pickle
 from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import *
@@ -215,6 +215,7 @@ class OnCpu(MixedPrecision):
         self.autocast = torch.autocast('cpu', torch.bfloat16)
 
 def test_mixed_precision():
+    importlib.import_module("ulmfit_ext.lm") # fastai's own LSTM cannot on processors without AVX-512
     same_step(lm, 1e-6, cbs=[OnCpu(AMPMode.BF16)], grad_eps=0.02)
     learn = lm(cbs=[OnCpu(AMPMode.BF16), LinearCrossEntropy(900)], metrics=[accuracy, Perplexity(), own_metric]) # these come when autocast is over
     learn.recorder.train_metrics = True
@@ -457,3 +458,39 @@ def test_both_with_pickle(dls, tmp_path):
     np.testing.assert_allclose(again.validate(), learn.validate())
     learn.export('m.pkl')
     load_learner(tmp_path/'m.pkl')
+
+@pytest.mark.parametrize('change', [lambda o: o.div_(4.), lambda o: o.select(-1, 5).fill_(-1e4), lambda o: o.__setitem__((...,0), -1e4), lambda o: o.__imul__(2.)])
+def test_a_prediction_that_is_written_into(way, change):
+    "Loss, metrics and gradient are those of what was written, as of a tensor"
+    class Change(Callback):
+        order = 10 # when what the RNN returned is the prediction alone
+        def after_pred(self):
+            self.learn.pred.std() # somebody looked before
+            change(self.learn.pred)
+    (a,ga),(b,gb) = [first_step(lm(), [Change(), *cbs]) for cbs in ([], [LinearCrossEntropy(900)])]
+    (c,_) = first_step(lm(), [LinearCrossEntropy(900)])
+    assert gap(b, a)<1e-6 and gap(c, a)>1e-4
+    for i,j in zip(gb, ga):
+        if j is not None and j.norm()>0: assert gap(i, j)<1e-5
+    got = []
+    for cbs in ([], [LinearCrossEntropy(900)]):
+        learn = lm(metrics=accuracy, cbs=[Change(), *cbs])
+        with learn.no_bar(): got.append(learn.validate())
+    np.testing.assert_allclose(got[1], got[0], rtol=1e-5)
+
+def test_a_prediction_that_is_kept(way):
+    "Of a validation batch as of any other: it stays what it was when the weights move on"
+    class Keep(Callback):
+        run_train = False
+        def before_fit(self): self.kept = []
+        def after_batch(self):
+            if self.iter<2: self.kept.append(self.learn.to_detach(self.pred))
+    res = []
+    for cbs in ([], [LinearCrossEntropy(900)]):
+        learn,keep = lm(),Keep()
+        set_seed(1)
+        with learn.no_logging(): learn.fit(2, 5e-2, cbs=[keep, *cbs])
+        res.append([o+0 for o in keep.kept])
+    assert len(res[0])==4
+    for a,b in zip(*res): assert gap(b, a)<1e-4
+    assert gap(res[0][0], res[0][2])>1e-2

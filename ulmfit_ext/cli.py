@@ -7,7 +7,7 @@ __all__ = ['app', 'command', 'manners', 'log_to', 'new_file', 'write_table', 'ta
            'evaluate', 'pretrain', 'demo', 'main']
 
 # %% ../nbs/18_cli.ipynb #7d75f56f
-import inspect,os,re,shlex,sys,traceback,typer,warnings
+import csv,inspect,os,re,shlex,sys,traceback,typer,warnings
 from contextlib import ExitStack,contextmanager,nullcontext,redirect_stdout
 from enum import Enum
 from functools import wraps
@@ -161,9 +161,11 @@ def _plain_column(s, sep):
     return s.map(_fix) if s.dtype.kind not in 'biufM' else s
 
 def _one_type(s):
-    "Column `s` as strings where it holds strings among other things, which Parquet does not"
-    kinds = {type(o) for o in s.dropna()} if s.dtype==object else set()
-    return s if len(kinds)<2 or str not in kinds else s.map(lambda o: str(o), na_action='ignore')
+    "Column `s` as strings where it holds strings among other things, or whole numbers of more than 64 bits, which Parquet does not"
+    vals  = list(s.dropna()) if s.dtype==object else []
+    mixed = len({*map(type, vals)})>1 and any(isinstance(o, str) for o in vals)
+    large = any(isinstance(o, int) and o.bit_length()>63 for o in vals)
+    return s.map(lambda o: str(o), na_action='ignore') if mixed or large else s
 
 def write_table(
     df, # Table to write
@@ -177,8 +179,10 @@ def write_table(
     df  = df.apply(_plain_column, args=(sep,)) if len(df) else df
     zipped = dict(compression='gzip' if gz else None)
     if   fmt=='.parquet': df.apply(_one_type).to_parquet(path, index=False)
-    elif fmt=='.jsonl':   df.to_json(path, orient='records', lines=True, force_ascii=False, **zipped)
-    else:                 df.to_csv(path, index=False, sep='\t' if fmt=='.tsv' else ',', encoding='utf-8', lineterminator='\n', **zipped)
+    elif fmt=='.jsonl':   df.to_json(path, orient='records', lines=True, force_ascii=False, double_precision=15, **zipped)
+    else:
+        returns = any(isinstance(o, str) and '\r' in o for c in df for o in df[c]) # which the csv module leaves without quotes
+        df.to_csv(path, index=False, sep='\t' if fmt=='.tsv' else ',', encoding='utf-8', lineterminator='\n', quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL, **zipped)
 
 @contextmanager
 def table_writer(
@@ -208,25 +212,28 @@ def scores(
     for l in ens.learners.values(): l.metrics = metrics
     return ens.validate(answers).rename(columns=dict(accuracy_multi='accuracy', f1_score='F1'))
 
-def _labelled(df, label):
-    "The rows of `df` that have a label"
-    from ulmfit_ext.data import _column
-    res = df[_column(df, label, 'label_col').notna()]
-    if len(res)<len(df): print(f'{len(df)-len(res):,} of {len(df):,} rows have no label and are left out')
-    return res
+def _labelled(file, text, label, label_delim):
+    "The rows of the table in `file` that have a label; raises where there is none, or no such column"
+    from ulmfit_ext.data import UlmfitError,_column,_read_labels,read_table
+    df = read_table(file)
+    _column(df, text, 'text_col')
+    missing = _read_labels(_column(df, label, 'label_col'), label_delim)[2]
+    if missing.all(): raise UlmfitError(f"column '{label}' of {file} has no label in any row: pass the right label_col")
+    if missing.any(): print(f'{missing.sum():,} of {len(df):,} rows have no label and are left out')
+    return df[~missing]
 
 def _baseline(dls, df, tests, text, label):
     "Accuracy and F1 of TF-IDF and logistic regression on the validation texts and on those of `tests`"
     from sklearn.metrics import f1_score
-    from ulmfit_ext.data import _as_text,_label_name
+    from ulmfit_ext.data import _as_text,_read_labels
     from ulmfit_ext.demo import tfidf_baseline
-    parts = [df.iloc[dls.valid_idx], tests]
-    read = {text: _as_text, label: _label_name} # as the classifier reads them
-    texts,labels = [[[read[c](v) for v in o[c]] for o in parts if o is not None] for c in (text,label)]
-    train = df.iloc[dls.train_idx]
-    _,preds = tfidf_baseline([_as_text(v) for v in train[text]], [_label_name(v) for v in train[label]], sum(texts, []), sum(labels, []))
-    preds = preds[:len(labels[0])],preds[len(labels[0]):]
-    return [dict(accuracy=sum(a==b for a,b in zip(p, y))/len(y), F1=f1_score(y, p, average='macro')) for p,y in zip(preds, labels)]
+    if dls.multi: raise typer.BadParameter('--baseline is for one label a text, and here a text may have several')
+    def _part(df, y): return [_as_text(o) for o in df[text]],list(y)
+    train,valid = [_part(df.iloc[i], [dls.y[o] for o in i]) for i in (dls.train_idx,dls.valid_idx)]
+    tests = ([],[]) if tests is None else _part(tests, _read_labels(tests[label])[0])
+    _,preds = tfidf_baseline(*train, valid[0]+tests[0], valid[1]+tests[1])
+    preds = preds[:len(valid[0])],preds[len(valid[0]):]
+    return [dict(accuracy=sum(a==b for a,b in zip(p, y))/len(y), F1=f1_score(y, p, average='macro')) for p,(_,y) in zip(preds, (valid,tests)) if y]
 
 def _report(ulmfit, tests, cols, baseline):
     "Print the tables of scores; save the confusion matrix, of the test table where there is one"
@@ -287,7 +294,7 @@ def train(
         from ulmfit_ext.lm import bfloat16
         from ulmfit_ext.pipeline import ULMFiT
         df,cols = read_table(file),dict(text_col=text, label_col=label, label_delim=label_delim)
-        tests = _labelled(read_table(test), label) if test else None
+        tests = _labelled(test, text, label, label_delim) if test else None
         ulmfit = ULMFiT.from_df(df, path=out, pretrained=pretrained, directions=directions, config=size or 'small', bptt=bptt, seed=seed, bs=bs, lang=lang,
                                 valid_pct=valid_pct, valid_col=valid, unlabelled=list(TextStream(unlabelled, text)) if unlabelled and unlabelled.is_dir() else unlabelled,
                                 min_freq=min_freq, max_vocab=max_vocab, **cols)
@@ -347,9 +354,9 @@ def evaluate(
 ):
     "Compare a model's answers with the labels of a table: forward, backward and both together."
     with (new_file(plot) if plot else nullcontext()) as tmp, log_to(sys.stderr):
-        from ulmfit_ext.data import UlmfitError,read_table
+        from ulmfit_ext.data import UlmfitError
         from ulmfit_ext.lm import save_figure
-        ens,df = _load(model, quantize),_labelled(read_table(file), label)
+        ens,df = _load(model, quantize),_labelled(file, text, label, None)
         if plot and ens.multi: raise UlmfitError('A text can have several labels here, so there is no confusion matrix: leave --plot out')
         with ens.no_bar(): said = ens.answers(df=df, text_col=text, label_col=label, label_delim=label_delim)
         res = scores(ens, said)
@@ -400,11 +407,12 @@ def pretrain(
     if pretrained and size: raise typer.BadParameter('--size goes without --pretrained: the pretrained model has its own')
     sides = (False,True) if both else (backwards,)
     with log_to(sys.stdout):
-        from ulmfit_ext.data import train_subwords
+        from ulmfit_ext.data import _corpus_key,train_subwords
         from ulmfit_ext.lm import known_words,loss_curve,pretrain_lm,save_figure
         if pretrained: known_words(pretrained, sides) # better now than after the first direction
         if subwords:
-            file,lang = out/f'subwords-{subwords}.model',lang or 'en'
+            lang = lang or 'en'
+            file = out/f'subwords-{subwords}-{_corpus_key(corpus, text, docs, lang)}.model'
             lang = f'{lang}:{file}' if file.exists() else train_subwords(corpus, file, subwords, lang, text, max_docs=docs)
         for b in sides:
             print(f"\n{'Backward' if b else 'Forward'} language model")

@@ -35,13 +35,35 @@ def atomic_write(
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/10_data.ipynb #e2b70515
-def _read_csv(f, sep): return pd.read_csv(f, sep=sep, keep_default_na=False, na_values=[''], low_memory=False, encoding='utf-8-sig')
+def _whole(s):
+    "The column `s` of whole numbers, as such even where some are missing; as it is where they are too large"
+    try: return pd.Series([None if pd.isna(o) else int(o) for o in s], s.index, dtype='Int64' if s.hasnans else 'int64')
+    except OverflowError: return s
+
+def _as_written(s):
+    "The column `s` of strings as numbers or booleans, where all would be written just so again"
+    vals = s.dropna()
+    def _is(typ):
+        try: return all(str(typ(o))==o and math.isfinite(typ(o)) for o in vals)
+        except (ValueError,OverflowError): return False
+    if vals.empty: return s
+    if vals.isin(['True','False']).all() and not s.hasnans: return s=='True'
+    return _whole(s) if _is(int) else s.astype(float) if _is(float) else s
+
+def _no_names(df):
+    "`df`, or an error where pandas took a column for the names of the rows"
+    if isinstance(df.index, pd.RangeIndex): return df
+    raise UlmfitError(f"its rows have more fields than its header ({_names(df.columns)}): put quotes around texts with separators in them, and none at the end of a line")
+
+def _read_csv(f, sep): return _no_names(pd.read_csv(f, sep=sep, dtype=str, keep_default_na=False, na_values=[''], encoding='utf-8-sig')).apply(_as_written)
 def _read_txt(f): return pd.DataFrame({'text': [o.rstrip('\r') for o in f.read().decode('utf-8-sig').split('\n') if o.strip()]})
 
 def _frame(d):
     "A `DataFrame` of a list of records or an object of columns, with texts that Arrow cannot hold left as Python strings"
-    try: return pd.DataFrame(d)
+    try: df = pd.DataFrame(d)
     except UnicodeEncodeError: return pd.DataFrame(d, dtype=object)
+    gaps = [o for o in df if df[o].dtype==float and df[o].hasnans]
+    return df.assign(**{o: _whole(s) for o,s in pd.DataFrame(d, dtype=object)[gaps].items() if {*map(type, s.dropna())}=={int}}) if gaps else df
 
 def _read_json(f):
     d = json.loads(f.read().decode('utf-8-sig'))
@@ -193,28 +215,31 @@ class _Characters:
 
 class _Subwords(_Characters):
     "Tokens of a text that are the pieces of a SentencePiece model; the first piece of a word begins with `▁`"
-    def __init__(self, lang):
-        _,file = _code(lang)
+    def __init__(self, lang, model):
         try: from sentencepiece import SentencePieceProcessor
         except ImportError: raise UlmfitError("pieces of words need the package sentencepiece: pip install 'ulmfit_ext[subwords]'") from None
         self.tok = SentencePieceProcessor()
-        try: self.tok.Load(file)
-        except (OSError,RuntimeError) as e: raise UlmfitError(f"'{file}' is no SentencePiece model that can be read ({' '.join(str(e).split())[:100]}): make one with `train_subwords`") from e
+        try: self.tok.LoadFromSerializedProto(model)
+        except RuntimeError as e: raise UlmfitError(f"'{_code(lang)[1]}' is no SentencePiece model that can be read ({' '.join(str(e).split())[:100]}): make one with `train_subwords`") from e
     def cut(self, t): return self.tok.EncodeAsPieces(t)
+
+def _model_of(lang):
+    "What the file of a SentencePiece model holds; None for other ways to cut"
+    if not _is_subwords(lang): return
+    _,file = _code(lang)
+    try: return Path(file).read_bytes()
+    except OSError as e: raise UlmfitError(f"'{file}' is no SentencePiece model that can be read ({e.strerror}): make one with `train_subwords`") from e
 
 def _lang_key(lang):
     "`lang`, with what a SentencePiece model holds instead of where it is"
-    if not _is_subwords(lang): return lang
-    code,file = _code(lang)
-    try: return f'{code}:{hashlib.sha256(Path(file).read_bytes()).hexdigest()}'
-    except OSError as e: raise UlmfitError(f"'{file}' is no SentencePiece model that can be read ({e.strerror}): make one with `train_subwords`") from e
+    return lang if (model:=_model_of(lang)) is None else f'{_code(lang)[0]}:{hashlib.sha256(model).hexdigest()}'
 
 @functools.lru_cache(maxsize=None)
-def _splitter_of(lang, key): return (_Characters if _is_chars(lang) else _Subwords if _is_subwords(lang) else _Splitter)(lang)
+def _splitter_of(lang, model): return _Subwords(lang, model) if _is_subwords(lang) else (_Characters if _is_chars(lang) else _Splitter)(lang)
 
 def _splitter(lang):
     "What cuts texts in `lang`; where that is a file which has changed, it is read anew"
-    return _splitter_of(lang, _lang_key(lang))
+    return _splitter_of(lang, _model_of(lang))
 
 # %% ../nbs/10_data.ipynb #e0d95d52
 def _subwords_file(model):
@@ -226,9 +251,9 @@ def _subwords_file(model):
 
 # %% ../nbs/10_data.ipynb #73c3fcf0
 def _as_text(o):
-    "A cell as text: nothing as '', bytes as UTF-8, a number as its digits"
-    if isinstance(o, str): return o
-    if isinstance(o, bytes): return o.decode('utf-8', 'replace')
+    "A cell as text: nothing as '', bytes as UTF-8, a number as its digits; lines end in `\\n`, wherever the text was saved"
+    if isinstance(o, bytes): o = o.decode('utf-8', 'replace')
+    if isinstance(o, str): return o.replace('\r\n', '\n').replace('\r', '\n') if '\r' in o else o
     if isinstance(o, (list,tuple,set,dict,L,np.ndarray,Tensor,pd.Series)): raise UlmfitError(f"a text is a {type(o).__name__}, not a string: join its parts first (got {str(o)[:60]!r})")
     return '' if o is None or pd.isna(o) else str(o)
 
@@ -243,12 +268,13 @@ def _bar(texts, progress): return progress_bar(texts, leave=False) if progress a
 # %% ../nbs/10_data.ipynb #db14566d
 class TextProcessor:
     "A spaCy tokenizer for `lang` with fastai's rules, and a vocabulary"
+    subwords = None # what the file of a SentencePiece model holds
     def __init__(self,
         vocab:list=None, # Words by id, `xxunk` and `xxpad` the first two; None: only `tokenize` works
         lang:str='en'    # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
     ):
-        self.lang,self.key,self.vocab = lang,_lang_key(lang),None if vocab is None else list(vocab)
-        _splitter_of(lang, self.key) # says what is wrong with it
+        self.lang,self.subwords,self.vocab = lang,_model_of(lang),None if vocab is None else list(vocab)
+        _splitter_of(lang, self.subwords) # says what is wrong with it
         if vocab is None: return
         if not all(isinstance(o, str) for o in self.vocab): raise UlmfitError('a vocabulary is a list of words: some of its items are not strings')
         if self.vocab[:2] != [UNK,PAD]: raise UlmfitError(f"a vocabulary starts with '{UNK}' and '{PAD}' (padding is id 1), and this one with {self.vocab[:2]}: put them first, and order the embedding in the same way")
@@ -265,7 +291,7 @@ class TextProcessor:
     def __repr__(self): return f"TextProcessor(lang={self.lang!r}, {'no vocabulary' if self.vocab is None else f'{len(self.vocab)} words'})"
 
     def _tokens(self, texts, progress):
-        split,rules = _splitter_of(self.lang, self.key),_rules_of(self.lang)
+        split,rules = _splitter_of(self.lang, self.subwords),_rules_of(self.lang)
         return (split(rules(o)) for o in _bar(_as_texts(texts), progress))
 
     def tokenize(self,
@@ -293,10 +319,8 @@ class TextProcessor:
         "What `from_dict` needs, as JSON can hold it"
         import spacy
         res = dict(format=_FORMAT, lang=self.lang, spacy=spacy.__version__, vocab=self.vocab)
-        if not _is_subwords(self.lang): return res
-        code,file = _code(self.lang)
-        if _lang_key(self.lang)!=self.key: raise UlmfitError(f"'{file}' is no longer the SentencePiece model that this vocabulary was made with: make the TextProcessor anew")
-        return {**res, 'lang':code, 'subwords':base64.b64encode(Path(file).read_bytes()).decode()}
+        if self.subwords is None: return res
+        return {**res, 'lang':_code(self.lang)[0], 'subwords':base64.b64encode(self.subwords).decode()}
 
     @classmethod
     def from_dict(cls, d:dict) -> 'TextProcessor':
@@ -403,7 +427,7 @@ def tokenize_once(
         except OSError as e: warnings.warn(f"the tokens could not be kept in '{file}' ({e.strerror or e}): this run goes on without, the next one tokenizes again", stacklevel=3)
     return toks.take(rows)
 
-_unreadable = OSError,ValueError,KeyError,EOFError,zipfile.BadZipFile,zlib.error
+_unreadable = OSError,ValueError,KeyError,EOFError,NotImplementedError,zipfile.BadZipFile,zlib.error
 def _cached(file, n):
     "The `n` texts in `file`, or None where there is no such file or it is broken"
     try:
@@ -447,7 +471,7 @@ class UlmfitDataLoaders(TextDataLoaders):
     def test_dl(self,
         test_items,               # Texts, arrays of forward ids, or a DataFrame with our text column
         rm_type_tfms=None,        # Not used: kept for `Learner.predict`
-        with_labels:bool=False,   # Take the labels too? `test_items` is then a DataFrame
+        with_labels:bool=False,   # Take the labels too? `test_items` is then a DataFrame, or items of ours
         **kwargs                  # `bs` and whatever else `TfmdDL` takes
     ) -> TfmdDL:                  # A loader in which `test_items` are in the order given
         "A loader of new texts, tokenized as ours were"
@@ -458,6 +482,9 @@ class UlmfitDataLoaders(TextDataLoaders):
         return self.valid.new(Datasets(tls=tls), **kwargs)
 
     def _labels(self, df):
+        if len(self.valid_ds.tls)>1 and not isinstance(df, (pd.DataFrame,str)):
+            ours = {id(o): y for ds in (self.train_ds,self.valid_ds) for o,y in zip(*[tl.items for tl in ds.tls])}
+            if all(id(o) in ours for o in df): return [ours[id(o)] for o in df]
         if not isinstance(df, pd.DataFrame) or len(self.valid_ds.tls)<2: raise UlmfitError('with_labels=True needs classifier DataLoaders and a DataFrame that has the label column')
         multi = isinstance(self.valid_ds.tls[1].tfms[0], MultiCategorize)
         y,classes,missing = _read_labels(_column(df, self.label_col, 'label_col'), self.label_delim, multi)
@@ -807,6 +834,7 @@ def ulmfit_dls(
     progress:bool=True           # Show a bar where tokenizing takes more than a second or two
 ) -> UlmfitDls:                  # `.lm_fwd`, `.lm_bwd`, `.clas_fwd`, `.clas_bwd`
     "`DataLoaders` for both models in both directions from one pass of the tokenizer; raises `UlmfitError` on input it cannot use"
+    if bptt<1: raise UlmfitError(f"bptt is {bptt}: a language model reads at least one token at a time, 70 by default")
     if label_col is not None and ifnone(clas_bs, bs)<2: raise UlmfitError(f"the classifier's batch norm needs two texts in a batch, and its batch size is {ifnone(clas_bs, bs)}: pass clas_bs=2 or more")
     df = _as_frame(df)
     col = _column(df, text_col, 'text_col')
@@ -845,6 +873,7 @@ def _split_rows(df, y, labelled, multi, pct, valid_col, seed):
     flags = _flags(_column(df, valid_col, 'valid_col'), labelled, valid_col)
     if flags.all() or not flags.any(): raise UlmfitError(f"column '{valid_col}' (valid_col) is {flags[0]} in every labelled row: it needs True for validation and False for training")
     train = {c for o,f in zip(y,flags) if not f for c in many(o)}
+    if y[0] is not None and (~flags).sum()<2: raise UlmfitError(f"column '{valid_col}' (valid_col) leaves one labelled row to train on: the classifier's batch norm needs two in a batch")
     if unseen := {c for o in y for c in many(o)} - train: warnings.warn(f'{len(unseen)} classes have no training row ({_names(sorted(unseen))}): no model can learn them', stacklevel=3)
     return np.flatnonzero(flags)
 
@@ -875,7 +904,7 @@ def _paragraphs(f, col):
     yield ''.join(doc)
 
 def _csv_texts(f, col, sep=','):
-    for df in pd.read_csv(f, sep=sep, chunksize=1000, dtype=str, keep_default_na=False, encoding='utf-8-sig'): yield from _column(df, col, 'text_col')
+    for df in pd.read_csv(f, sep=sep, chunksize=1000, dtype=str, keep_default_na=False, encoding='utf-8-sig'): yield from _column(_no_names(df), col, 'text_col')
 
 def _jsonl_texts(f, col):
     seen = {}
@@ -945,6 +974,11 @@ def _corpus_files(path):
     txts,tables = [[o for o in files if (_kind(o)=='txt')==is_txt] for is_txt in (True,False)]
     if txts and tables: warnings.warn(f"'{path}' holds text files, and so {len(tables)} tables there are not read ({_names([o.name for o in tables], 3)}): give one of them, or move the text files away")
     return txts or tables
+
+def _corpus_key(corpus, *settings):
+    "A short name for a corpus on disk as it is now, and for how it is read"
+    files = [[str(o.resolve()), o.stat().st_size, o.stat().st_mtime_ns] for o in _corpus_files(Path(corpus))]
+    return hashlib.sha256(json.dumps([files, *settings]).encode()).hexdigest()[:8]
 
 # %% ../nbs/10_data.ipynb #29b7e8d5
 _block = 2**21 # characters of the texts that are tokenized together

@@ -32,7 +32,7 @@ def package_path(
 ) -> Path: # Folder or file of the package, None if it is not installed
     "Where the source of package `name` lies; it is looked up, not imported"
     if name=='stdlib': return Path(sysconfig.get_paths()['stdlib'])
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    spec = importlib.util.find_spec(name) if name.isidentifier() and name!='__main__' else None
     if spec is None: return None
     if spec.submodule_search_locations: return Path(list(spec.submodule_search_locations)[0])
     return Path(spec.origin) if spec.has_location else None

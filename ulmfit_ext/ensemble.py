@@ -116,9 +116,15 @@ class BidirEnsemble:
         return self._predictors[way][1]
 
 # %% ../nbs/14_ensemble.ipynb #1a0ad867
+def _by_way(d, arg):
+    "`d`, whose keys may be those of files, with 'forward' and 'backward' as keys"
+    res = {dict(fwd='forward', bwd='backward').get(k, k): v for k,v in d.items()}
+    if other := [o for o in res if o not in ('forward','backward')]: raise UlmfitError(f"{arg} has the key {other[0]!r}: its keys are 'forward' and 'backward'")
+    return res
+
 def _own_cbs(cbs, way):
     "Callbacks for the learner of one direction: its own from a dict, otherwise copies"
-    if isinstance(cbs, dict): return L(cbs.get(way))
+    if isinstance(cbs, dict): return L(_by_way(cbs, 'cbs').get(way))
     cbs = L(cb() if isinstance(cb, type) else deepcopy(cb) for cb in L(cbs))
     for cb in cbs:
         f = getattr(cb, 'fname', None)
@@ -196,7 +202,7 @@ def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True):
     if dl is not None and not isinstance(dl, (tuple,list,dict)): dl = [dl]
     if dl is not None and len(dl)!=len(self.learners):
         raise UlmfitError(f"dl holds {len(dl)} DataLoaders for {len(self.learners)} directions: give dl=(forward, backward), or raw texts as texts=")
-    dls = dict.fromkeys(self.learners) if dl is None else dl if isinstance(dl, dict) else dict(zip(self.learners, dl))
+    dls = dict.fromkeys(self.learners) if dl is None else _by_way(dl, 'dl') if isinstance(dl, dict) else dict(zip(self.learners, dl))
     if dl is None: self._check_set(ds_idx)
     outs,targs = {},{}
     for way,learn in self.learners.items():

@@ -93,9 +93,9 @@ def _check_place(path):
     "Raise an `UlmfitError` unless `path` is free, or a model to be replaced"
     if not path.exists(): return
     if not path.is_dir(): raise UlmfitError(f"{path} is a file, and a model is a folder: give another path")
-    other = sorted(o.name for o in path.iterdir() if o.name not in _files)
+    other = sorted(o.name for o in path.iterdir() if o.name not in [*_files, '.DS_Store'])
     if other: raise UlmfitError(f"{path} holds {_names(other)}, which is no part of a model and would be lost: save to another folder")
-    if not any(path.iterdir()): return
+    if not any(o.name in _files for o in path.iterdir()): return
     try: _read_config(path)
     except UlmfitError as e: raise UlmfitError(f"{path} is not empty, and what is there is not replaced: {e}") from None
 

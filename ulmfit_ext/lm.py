@@ -48,14 +48,18 @@ def forward(self:WeightDropout, *args):
     self._setweights()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', category=UserWarning) # of weights that are not in one piece
-        if not (isinstance(self.module, nn.LSTM) and len(args)==2 and args[0].device.type=='cpu' and torch.is_autocast_enabled('cpu')
-                and torch.get_autocast_dtype('cpu')==torch.bfloat16): return self.module(*args)
+        if not (_is_simple(self.module) and len(args)==2 and isinstance(args[0], Tensor) and args[1] is not None and args[0].device.type=='cpu'
+                and torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu')==torch.bfloat16): return self.module(*args)
         if can_bfloat16(): return _lstm_bf16(self.module, *args)
         with torch.autocast('cpu', enabled=False): return self.module(args[0].float(), args[1])
 
 def can_bfloat16() -> bool:
     "Can this processor multiply in bfloat16, fast or not? That takes AVX-512"
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+def _is_simple(rnn):
+    "Is this one layer of an LSTM, as AWD-LSTM has them?"
+    return isinstance(rnn, nn.LSTM) and rnn.batch_first and rnn.bias and rnn.num_layers==1 and not rnn.bidirectional and not rnn.proj_size
 
 def _lstm_bf16(rnn, x, hc):
     "The output and state of a layer of an LSTM, batch first"
@@ -79,7 +83,7 @@ class CPUBfloat16(Callback):
         if self.autocast is not None: self.autocast.__exit__(None, None, None)
         self.autocast = None
     def after_pred(self):
-        if self.pred.dtype==torch.bfloat16: self.learn.pred = self.pred.float()
+        if self.autocast is not None: self.learn.pred = to_float(self.pred)
     def after_loss(self):          self._end()
     def after_cancel_batch(self):  self._end()
     def before_fit(self):          self._end()
@@ -357,6 +361,10 @@ def coverage(
     return sum(int(c) for w,c in zip(words, counts) if w in known)/max(int(counts.sum()), 1)
 
 # %% ../nbs/11_lm.ipynb #53c10fcb
+def _check_time(n_epoch, minutes):
+    if minutes is None and n_epoch<1: raise UlmfitError(f"n_epoch is {n_epoch}: at least one, or pass minutes")
+    if minutes is not None and minutes<=0: raise UlmfitError(f"minutes is {minutes}: more than none, or leave it out to train for n_epoch epochs")
+
 def finetune_lm(
     dls, # Language-model data of one direction; or what `ulmfit_dls` made, with `backwards`
     pretrained=None, # What `load_lm` reads: 'small', 'wt103', or a path; None: from scratch, which is stage one on little text
@@ -372,7 +380,7 @@ def finetune_lm(
     **kwargs
 ) -> LMLearner: # Trained
     "Fine-tune a language model on the target's text, with discriminative rates and a slanted triangle (section 3.2). Raises `UlmfitError` for fewer epochs than one"
-    if minutes is None and n_epoch<1: raise UlmfitError(f"n_epoch is {n_epoch}: at least one, or pass minutes")
+    _check_time(n_epoch, minutes)
     learn = lm_learner(dls.lm(backwards) if isinstance(dls, UlmfitDls) else dls, config, drop_mult, pretrained, **kwargs)
     cbs = L(cbs) + (L(DiscriminativeLR(factor)) if pretrained is not None else L())
     with _light(learn):
@@ -395,7 +403,7 @@ def _light(learn):
 @docs
 class TimeBudget(Callback):
     "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit; for learners whose training loader is a `LMLoader`"
-    order,run_valid = STLR.order,False
+    order,run_valid,cut = STLR.order,False,None
     def __init__(self,
         minutes:float, # How long to train
         cut_frac:float=0.1, # Fraction of the time in which the rate climbs
@@ -411,13 +419,27 @@ class TimeBudget(Callback):
     def before_epoch(self):
         if is_fitting(self.learn) and self._pct()>=1: raise CancelFitException
     def before_batch(self):
+        if not is_fitting(self.learn): return
         pct = slanted_triangular(round(min(self._pct(), 1)*10000), 10000, self.cut_frac, self.ratio)
         self.opt.set_hyper('lr', [lr*pct for lr in self.lr_max])
     def after_batch(self):
+        if not is_fitting(self.learn): return
         self.hps['lr'].append(self.opt.hypers[-1]['lr'])
-        if self._pct()>=1: self.dls.train.max_batches = self.iter+1
+        if self._pct()>=1: self.cut,self.dls.train.max_batches = self.dls.train,self.iter+1
     def after_fit(self):
-        if is_fitting(self.learn): self.recorder.hps,self.dls.train.max_batches = self.hps,None
+        if is_fitting(self.learn): self.recorder.hps = self.hps
+        self._whole()
+
+    def _whole(self):
+        if self.cut is not None: self.cut.max_batches = None
+        self.cut = None
+
+    @property
+    def learn(self): return self.__dict__.get('_learn')
+    @learn.setter
+    def learn(self, learn): # also after a fit that an error or Ctrl-C ended: the next one reads whole epochs
+        self._whole()
+        self.__dict__['_learn'] = learn
 
     _docs = dict(before_fit="Start the clock and take each group's rate as its peak", before_epoch="End the fit once the time is up",
                  before_batch="Set the rates to where the triangle is at this time", after_batch="Let the epoch end once the time is up",
@@ -471,9 +493,25 @@ def corpus_dls(
     return lm_dls(toks.numericalize(processor), toks.offs, held_out(len(toks), valid_pct, seed), processor, backwards, bs=bs, bptt=bptt, path=path)
 
 # %% ../nbs/11_lm.ipynb #2fa1d85c
+def _described(o):
+    "What tells `o` from others of its kind, in terms that JSON knows or that are described in turn"
+    if isinstance(o, np.generic): return o.item()
+    if isinstance(o, Path):       return str(o)
+    if isinstance(o, slice):      return ['slice', o.start, o.stop, o.step]
+    if isinstance(o, partial):    return [o.func, o.args, o.keywords]
+    if isinstance(o, (set,frozenset)): return sorted(map(str, o))
+    if isinstance(o, Tensor):     return [str(o.dtype), o.tolist()]
+    if isinstance(o, np.ndarray): return [str(o.dtype), o.tolist()]
+    if code := getattr(o, '__code__', None): return [o.__qualname__] + [repr(x) for x in (code.co_code, code.co_consts, code.co_names)]*('<' in o.__qualname__)
+    if isinstance(o, type) or hasattr(o, '__name__'): return o.__name__
+    d = getattr(o, '__dict__', {})
+    fields = {k:v for k,v in (d.get('__stored_args__') or d).items() if k!='learn' and not k.startswith('_')}
+    if isinstance(o, nn.Module): fields |= {'module': repr(o), **o.state_dict()}
+    return [type(o).__name__, fields] if fields else type(o).__name__
+
 def _key(*parts):
     "A short name for settings: other settings, another name"
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=lambda o: getattr(o, '__name__', type(o).__name__)).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_described).encode()).hexdigest()[:12]
 
 @docs
 class Checkpoints(Callback):
@@ -524,7 +562,8 @@ class Checkpoints(Callback):
 
     def after_epoch(self):
         if not self.fitting: return
-        loss = self.recorder.values[-1][1]
+        names = list(self.recorder.metric_names[1:])
+        loss  = self.recorder.values[-1][names.index('valid_loss')]
         if not math.isfinite(loss): raise UlmfitError(f"The loss is {loss} after part {self.epoch+1}: a lower learning rate helps, or gradients that are clipped (`clip`). "
                                                       + ("What was written before is kept" if self.done else "Nothing was written"))
         if loss < self.state['best']:
@@ -601,8 +640,7 @@ def pretrain_lm(
 ) -> LMLearner: # With the best weights, which are saved to `path`
     "Train a language model on general text (section 3.1) and save it; the same call goes on where an earlier one was stopped. Both directions can share `path`: the text is then tokenized once"
     if schedule not in ('one_cycle','stlr'): raise UlmfitError(f"schedule is {schedule!r}: 'one_cycle' or 'stlr'")
-    if minutes is None and n_epoch<1: raise UlmfitError(f"n_epoch is {n_epoch}: at least one, or pass minutes")
-    if minutes is not None and minutes<=0: raise UlmfitError(f"minutes is {minutes}: more than none, or leave it out to train for n_epoch epochs")
+    _check_time(n_epoch, minutes)
     sizes = lm_size(config)
     held_out(2, valid_pct) # says what is wrong with it, before a corpus is read
     if pretrained is not None:
@@ -638,10 +676,11 @@ def pretrain_lm(
         else:                       learn.fit_stlr(n_epoch*n_parts, lr_max, cbs=cbs)
     learn.metrics = learn.metrics[:-1]
     loss,state = keep.load_best(learn),keep.state
+    names = list(learn.recorder.metric_names[1:])
     ppl,(word_ppl,unknown) = math.exp(loss),word_perplexity(loss, dls)
     about = dict(perplexity=round(ppl, 2), perplexity_per_word=round(word_ppl, 2), unknown=round(unknown, 4), tokens=state['tokens'], minutes=round(state['elapsed']/60, 1),
                  tokens_per_second=round(state['tokens']/state['elapsed']), epochs=round(state['tokens']/n_tok, 2), best_part=state['best_epoch']+1,
-                 history=[[round(float(x), 4) for x in o[:2]] for o in state['values']])
+                 history=[[round(float(o[names.index(k)]), 4) for k in ('train_loss','valid_loss')] for o in state['values']])
     save_lm(learn, path, half, **{**settings, **about}, bits=16 if half else 32, documents=len(dls.train_ds)+len(dls.valid_ds), key=key)
     keep.remove()
     print(f"Perplexity {ppl:.1f} a token and {word_ppl:.1f} a word on documents held out, where {unknown:.1%} of the words are unknown, "

@@ -9,11 +9,13 @@ __all__ = ['ULMFiT']
 from fastai.text.all import *
 from .callback.unfreeze import *
 from .data import *
+from .data import _same_rng
 from .lm import *
 from .lm import _key
 from .classifier import *
 from .ensemble import *
 from .export import *
+from .export import _check_place
 import hashlib,shutil,warnings
 
 # %% ../nbs/16_pipeline.ipynb #bde5f167
@@ -26,6 +28,10 @@ def _data_key(dls):
     h.update(json.dumps([dls.vocab, dls.y, dls.classes, dls.bs, dls.bptt, dls.clas_bs], default=str).encode())
     return h.hexdigest()[:12]
 
+def _check(directions, config):
+    if directions not in _sides: raise UlmfitError(f"directions is {directions!r}: 'both', 'fwd' or 'bwd'")
+    lm_size(config)
+
 class ULMFiT:
     "The three stages of ULMFiT in both directions (section 3), each step kept on disk"
     def __init__(self,
@@ -37,9 +43,10 @@ class ULMFiT:
         bptt:int=70, # Tokens in a chunk of the classifier
         seed:int=None, # Random numbers of training; None: not set
     ):
-        if directions not in _sides: raise UlmfitError(f"directions is {directions!r}: 'both', 'fwd' or 'bwd'")
+        _check(directions, config)
         store_attr(but='path')
-        self.path,self.sides,self.lms,self.learns = Path(path),_sides[directions],{},{}
+        self.path,self.sides,self.lms,self.learns = Path(path).expanduser(),_sides[directions],{},{}
+        self.folder = self.path/'model'
         make_dir(self.path)
         self.lm_done,self._pair = {},None
         self.base = {s: _key(_data_key(dls), fingerprint(pretrained, s=='bwd'), lm_size(config), seed) for s in self.sides}
@@ -61,12 +68,14 @@ class ULMFiT:
         **kwargs
     ):
         "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
+        _check(directions, config)
+        path = Path(path).expanduser()
         if pretrained=='auto': pretrained = 'small' if lang in (None,'en') and config=='small' else None
         own = lm_processor(pretrained).lang if pretrained is not None and (lm_folder(pretrained)/'config.json').exists() else None
         if lang and own and lang!=own and not own.endswith('.model'): warn(f"The language model in {pretrained} reads lang={own!r} and the texts are read as {lang!r}: leave lang out to take its own")
         kwargs['lang'] = lang or own or 'en'
         if pretrained is not None:
-            known = known_words(pretrained, [s=='bwd' for s in _sides.get(directions, ('fwd',))]) # says at the door what is wrong with it
+            known = known_words(pretrained, [s=='bwd' for s in _sides[directions]]) # says at the door what is wrong with it
             if all_words: kwargs['known'] = known
         make_dir(path)
         return cls(ulmfit_dls(df, path=path, seed=seed, bptt=bptt, **kwargs), path, pretrained, directions, config, bptt, seed)
@@ -74,9 +83,6 @@ class ULMFiT:
 # %% ../nbs/16_pipeline.ipynb #2f16ce5c
 @patch
 def _say(self:ULMFiT, what, side): print(f"{what}, {_names[side]}")
-
-@patch
-def _dls(self:ULMFiT, kind, side): return getattr(self.dls, f'{kind}_{side}')
 
 @patch
 def _from_disk(self:ULMFiT, what, side, file, read):
@@ -94,8 +100,14 @@ def _can_train(self:ULMFiT):
     if not self.sides: raise UlmfitError("This model was read to predict and validate with: to train, make it from its data with `ULMFiT.from_df`")
 
 @patch
-def _seed(self:ULMFiT):
+def _dls(self:ULMFiT, kind, side):
+    "Loaders of one direction; they and what follows are as random as the seed says, whatever was done before"
     if self.seed is not None: set_seed(self.seed)
+    dls = getattr(self.dls, f'{kind}_{side}')
+    if self.seed is not None:
+        for dl in dls.loaders:
+            with _same_rng(): dl.rng = random.Random(random.randint(0, 2**32-1)) # as when it was made
+    return dls
 
 @patch
 @delegates(finetune_lm, but=['dls','pretrained','config','backwards'])
@@ -109,10 +121,9 @@ def fit_lm(self:ULMFiT,
     "Stage two: fine-tune the language model of each direction on all the text. What is on disk already is read"
     self._can_train()
     if lr_max is None: lr_max = 0.01 if self.pretrained is None else 0.004
+    key = _key(n_epoch, lr_max, drop_mult, minutes, kwargs) # before anything in it is used, and changes
     for side in self.sides:
-        self._seed()   # before the loaders are made: they draw theirs from it
-        dls = self._dls('lm', side)
-        folder = self.path/'lm'/f"{side}-{self.base[side]}-{_key(n_epoch, lr_max, drop_mult, minutes, kwargs)}"
+        dls,folder = self._dls('lm', side),self.path/'lm'/f"{side}-{self.base[side]}-{key}"
         def _read(): return lm_learner(dls, self.config, drop_mult, folder, verbose=False)
         learn = self._from_disk('Language model', side, folder/'config.json', _read)
         if learn is None:
@@ -137,15 +148,16 @@ def fit_classifier(self:ULMFiT,
 ) -> 'ULMFiT': # Itself
     "Stage three: train the classifier of each direction with `fit_gradual`. What is on disk already is read"
     self._can_train()
+    _check_place(self.folder)
+    settings = n_epoch,lr_max,factor,epochs_per_stage,wd,kwargs,*([list(L(cbs))] if cbs else [])
+    keys = {s: _key(self.base[s], self.lm_done.get(s), self.bptt, *settings) for s in self.sides}
     for side in self.sides:
-        self._seed()
-        encoder = self.lms.get(side, self.pretrained)
+        dls,encoder = self._dls('clas', side),self.lms.get(side, self.pretrained)
         if side not in self.lms and (kept := sorted((self.path/'lm').glob(f'{side}-{self.base[side]}-*'))):
             warn(f"{kept[-1]} holds a fine-tuned language model, and it is not used: call fit_lm() first with its settings, which reads it from disk")
         kw = kwargs if encoder is not None else {**kwargs, 'config': {**lm_size(self.config), **(kwargs.get('config') or {})}}
-        learn = ulmfit_classifier(self._dls('clas', side), encoder=encoder, bptt=self.bptt, path=self.path, **kw)
-        key  = _key(self.base[side], self.lm_done.get(side), self.bptt, n_epoch, lr_max, factor, epochs_per_stage, wd, kwargs, *([list(L(cbs))] if cbs else []))
-        file = self.path/'classifier'/f'{side}-{key}.safetensors'
+        learn = ulmfit_classifier(dls, encoder=encoder, bptt=self.bptt, path=self.path, **kw)
+        file  = self.path/'classifier'/f'{side}-{keys[side]}.safetensors'
         def _read():
             load_weights(learn.model, read_weights(file), f'the weights in {file}')
             learn.unfreeze()
@@ -172,8 +184,8 @@ def ensemble(self:ULMFiT):
 
 @patch
 def save(self:ULMFiT, path=None):
-    "Save the trained classifier as a model folder: `path/model` unless another is given. Returns where"
-    path = Path(path or self.path/'model')
+    "Save the trained classifier as a model folder: `path/model` unless another is given, or the folder that `load` read. Returns where"
+    path = Path(path or self.folder)
     self.ensemble.save(path)
     return path
 
@@ -200,8 +212,9 @@ def load(cls:ULMFiT,
     path, # A model folder, or the `path` of a `ULMFiT` whose classifier is trained
 ):
     "Read a trained classifier, to predict and validate with. To train further, make the object from its data with `from_df`"
-    path = Path(path)
+    path = Path(path).expanduser()
     res = cls.__new__(cls)
-    res._pair = load_ulmfit(path/'model' if (path/'model').is_dir() else path)
+    res.folder = path/'model' if (path/'model').is_dir() else path
+    res._pair = load_ulmfit(res.folder)
     res.path,res.learns,res.lms,res.sides = path,{},{},()
     return res

@@ -6,6 +6,7 @@
 __all__ = ['left_align', 'RunningPool', 'ChunkedEncoder', 'PooledClassifier', 'BPT3C']
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #0f2b0f8c
+from copy import copy
 from fastai.text.all import *
 from .lstm import *
 
@@ -202,7 +203,7 @@ class _Reading:
                 if before is not None: before[:n] = out[0]
                 before = group.next[span]
                 self.pool.add(out, group.lens[span], group.start[span])
-                if self.training: sums += torch.stack([o.square().sum() for o in self._regularized(group, span, out)])
+                sums += torch.stack([o.square().sum() for o in self._regularized(group, span, out)])
                 i += group.steps
         return sums / torch.stack([self.n_out,self.n_pairs]).clamp(min=1)
 
@@ -234,7 +235,6 @@ class _Reading:
         d.scatter_add_(0, pos.clamp(0, T-1)[None], (d_max*((pos>=0) & (pos<T)))[None])
         ends = (self.lens[rows]==group.start+group.lens)[:,None]
         d[group.lens-1, at] += d_last*ends
-        if not self.training: return d
         out,step = self._regularized(group, slice(None), out)
         k = 2*d_tar/self.n_pairs.clamp(min=1)
         d += 2*d_ar/self.n_out * out
@@ -287,14 +287,14 @@ class ChunkedEncoder(Module):
 
     def forward(self,
         x:Tensor, # Token ids, shape (batch, length), padded anywhere
-    ) -> tuple: # `[last, max, mean]` of shape (batch, 3*emb_sz), and the means AR and TAR regularise (None unless training)
+    ) -> tuple: # `[last, max, mean]` of shape (batch, 3*emb_sz), and the means AR and TAR regularise (None without gradient)
         x,lens = left_align(x.as_subclass(Tensor), self.pad_idx) # a subclass would be asked at each of many small steps
         lens,order = lens.sort(descending=True, stable=True)
         reading = _Reading(self, x[order], lens)
         if reading.grad: pooled,*reg = _Read.apply(reading, *reading.drop.params)
         else:
             with torch.no_grad(): pooled,*reg = reading.forward()
-        return pooled[order.argsort()], *(reg if reading.grad and reading.training else (None,None))
+        return pooled[order.argsort()], *(reg if reading.grad else (None,None))
 
     @torch.no_grad()
     def pool_each(self,
@@ -352,6 +352,16 @@ class PooledClassifier(Module):
         return self.layers(pooled.to(one_param(self.layers).dtype)), tar, ar
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #80626a4f
+def _reads_as(module, *types):
+    "Does `module` do what one of `types` does, and nothing else?"
+    return isinstance(module, types) and type(module).forward in [o.forward for o in types]
+
+def _around(own, now):
+    "A module as `own`, with the parts of `now`"
+    res = copy(own)
+    res._modules = {k: getattr(now, k, v) for k,v in own._modules.items()}
+    return res.train(now.training)
+
 @docs
 class BPT3C(Callback):
     "Read documents in chunks (section 3.3), pooled whole, with predictions that do not depend on the batch"
@@ -373,14 +383,18 @@ class BPT3C(Callback):
     def learn(self, learn):
         if self.learn is not None: self._give_back()
         self.__dict__['_learn'] = learn
-        if learn is not None: self._swap()
+        try:
+            if learn is not None: self._swap()
+        except TypeError:
+            self.__dict__['_learn'] = None
+            raise
 
     def _swap(self):
         model = get_model(self.learn.model)
         enc,head = (model[0],model[1]) if isinstance(model, nn.Sequential) and len(model)==2 else (None,None)
         awd = getattr(enc, 'module', None)
-        if not isinstance(awd, AWD_LSTM) or type(awd).forward is not AWD_LSTM.forward or awd.n_dir!=1 or not hasattr(head, 'layers'):
-            self.__dict__['_learn'] = None
+        if not isinstance(awd, AWD_LSTM) or type(awd).forward is not AWD_LSTM.forward or awd.n_dir!=1 or not (
+                _reads_as(enc, SentenceEncoder, ChunkedEncoder) and _reads_as(head, PoolingLinearClassifier, PooledClassifier)):
             raise TypeError("BPT3C needs a text classifier over AWD_LSTM, as `text_classifier_learner` makes: "
                             f"this learner's model is a {type(model).__name__} of {', '.join(type(o).__name__ for o in model.children())}")
         self.__dict__['_own'] = enc,head
@@ -391,9 +405,23 @@ class BPT3C(Callback):
     def _give_back(self):
         model,own = get_model(self.learn.model),self.__dict__.pop('_own')
         for cb in self._regularizers(): cb.run = True
-        later = [cb for cb in self.learn.cbs if isinstance(cb, BPT3C) and cb is not self and cb._own[0] is self._encoder]
+        later = [cb for cb in self._others() if cb._own[0] is self._encoder]
         if later: later[0].__dict__['_own'] = own # another BPT3C came after this one: it is for that one to give back
-        else:     model[0],model[1] = [o.train(m.training) for o,m in zip(own, model)]
+        elif model[0] is self._encoder: model[0],model[1] = [o.train(m.training) for o,m in zip(own, model)]
+        elif self._is_copy(model): model[0],model[1] = [_around(o, m) for o,m in zip(own, model)]
+
+    def _others(self): return [cb for cb in self.learn.cbs if isinstance(cb, BPT3C) and cb is not self]
+    def _is_copy(self, model): return isinstance(model[0], ChunkedEncoder) and all(cb._encoder is not model[0] for cb in self._others())
+
+    def _follow(self):
+        "Take over the model that the learner was given in place of ours: a copy of ours, or another"
+        model = get_model(self.learn.model)
+        if model[0] is self._encoder or any(cb._encoder is model[0] for cb in self._others()): return
+        if self._is_copy(model): self.__dict__.update(_own=[_around(o, m) for o,m in zip(self._own, model)], _encoder=model[0])
+        else: self._swap()
+
+    def before_fit(self):      self._follow()
+    def before_validate(self): self._follow()
 
     def _regularizers(self): return [cb for cb in self.learn.cbs if isinstance(cb, RNNRegularizer)]
 
@@ -405,5 +433,6 @@ class BPT3C(Callback):
         if get_model(self.learn.model)[0] is not self._encoder: return # another BPT3C has taken over for this fit
         for cb in self._regularizers(): self.learn.loss_grad = self.loss_grad + cb.alpha*self.rnn.out + cb.beta*self.rnn.raw_out
 
-    _docs = dict(before_batch="Rest `RNNRegularizer`: there is no tensor of all outputs for it",
+    _docs = dict(before_fit="Follow the learner to another model, if it was given one", before_validate="The same, where there is no fit",
+                 before_batch="Rest `RNNRegularizer`: there is no tensor of all outputs for it",
                  after_loss="Add the AR and TAR terms from the sums that the encoder kept")

@@ -12,6 +12,13 @@ from torch.utils.checkpoint import checkpoint as recompute
 from .groups import is_fitting
 
 # %% ../../nbs/05_callback.loss.ipynb #d2794d62
+class _Layer:
+    "The weights of an output layer, shared by all `LinearLogits` that were made with them"
+    def __init__(self, weight, bias): store_attr()
+    def keep(self):
+        "Hold on to the weights as they are now, for they are about to change"
+        self.weight,self.bias = [_do(_do(o, 'detach'), 'clone') for o in (self.weight,self.bias)]
+
 class LinearLogits:
     "The logits `hidden @ weight.T + bias`, not made until more than their shape, argmax or cross entropy is asked for"
     def __init__(self,
@@ -22,9 +29,12 @@ class LinearLogits:
         amp:torch.dtype=None, # Type to compute them in; None: that of `hidden`
         with_argmax:bool=False, # Find the argmax together with a cross entropy that needs no gradient?
     ):
-        store_attr()
-        self.dtype,self.made = ifnone(amp, hidden.dtype),{}
+        store_attr(but='weight,bias')
+        self.layer = _Layer(weight, bias)
+        self.dtype,self.made,self.grad = ifnone(amp, hidden.dtype),{},torch.is_grad_enabled()
 
+    weight = property(lambda self: self.layer.weight)
+    bias   = property(lambda self: self.layer.bias)
     shape  = property(lambda self: torch.Size([*self.hidden.shape[:-1], len(self.weight)]))
     ndim   = property(lambda self: self.hidden.ndim)
     device = property(lambda self: self.hidden.device)
@@ -40,8 +50,9 @@ class LinearLogits:
         if shape[-1]!=self.shape[-1]: return self.logits.view(*shape)
         return self._but(hidden=self.hidden.reshape(*shape[:-1], self.hidden.shape[-1]))
     def float(self):  return self._but(dtype=torch.float32)
-    def detach(self): return self._but(made={}, **{k: _do(getattr(self, k), 'detach') for k in ('hidden','weight','bias')})
-    def copied(self): return self.detach()._but(weight=_do(self.weight.detach(), 'clone'), bias=_do(_do(self.bias, 'detach'), 'clone'))
+    def detach(self):
+        if self.changed is not None: return self.logits.detach()
+        return self._but(hidden=self.hidden.detach(), grad=False, made={})
 
     def _but(self, **kwargs):
         "The same logits with other attributes"
@@ -54,11 +65,17 @@ class LinearLogits:
         return F.linear(h, w, b).to(self.dtype)
 
     @property
+    def changed(self):
+        "The logits into which somebody has written; None where they are still those of the layer"
+        return first(o for k,o in self.made.items() if k!='argmax' and not o.is_inference() and o._version)
+
+    @property
     def logits(self):
         "All of them, as a tensor"
-        key = self.dtype,torch.is_grad_enabled()
-        if key not in self.made: self.made[key] = self._make(self.hidden, self.weight, self.bias)
-        return self.made[key].view(self.shape)
+        if self.dtype not in self.made:
+            with torch.set_grad_enabled(self.grad):
+                self.made[self.dtype] = self._make(self.hidden, self.weight, self.bias) if self.changed is None else self.changed.to(self.dtype)
+        return self.made[self.dtype].view(self.shape)
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -82,7 +99,7 @@ def _real(o):
 def _of_logits(name):
     def _f(self, *args): return getattr(self.logits, name)(*args)
     return _f
-for o in 'add radd sub rsub mul rmul truediv rtruediv pow neg abs matmul eq ne lt le gt ge getitem len array'.split():
+for o in 'add radd sub rsub mul rmul truediv rtruediv pow neg abs matmul eq ne lt le gt ge getitem setitem iadd isub imul itruediv len array'.split():
     setattr(LinearLogits, f'__{o}__', _of_logits(f'__{o}__'))
 
 # %% ../../nbs/05_callback.loss.ipynb #1bd6fb1a
@@ -99,10 +116,10 @@ def cross_entropy(self:LinearLogits, targ, weight=None, size_average=None, ignor
     "As `F.cross_entropy`: in blocks, where there are rows of logits with one class number each"
     kw = dict(weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing)
     rows = self.ndim==2 and targ.shape==self.shape[:1] and targ.dtype==torch.int64
-    if not rows or reduction not in ('none','mean','sum') or size_average is not None or reduce is not None:
+    if not rows or self.changed is not None or reduction not in ('none','mean','sum') or size_average is not None or reduce is not None:
         return F.cross_entropy(self.logits, targ, size_average=size_average, reduce=reduce, reduction=reduction, **kw)
     layer,targ = [_plain(o) for o in (self.hidden, self.weight, self.bias)],_plain(targ)
-    grad = torch.is_grad_enabled() and any(o is not None and o.requires_grad for o in layer)
+    grad = self.grad and torch.is_grad_enabled() and any(o is not None and o.requires_grad for o in layer)
     if grad and self._fused(label_smoothing):
         opts = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, min(self.rows, len(targ))))
         return F.linear_cross_entropy(layer[0], layer[1], targ, linear_bias=layer[2], weight=weight, reduction=reduction, ignore_index=ignore_index, options=opts)
@@ -157,7 +174,7 @@ def _losses(self:LinearLogits, layer, targ, grad, kw):
 @patch
 def argmax(self:LinearLogits, dim=None, keepdim=False):
     "As `Tensor.argmax`: in blocks, over the classes"
-    if dim not in (-1, self.ndim-1): return self.logits.argmax(dim, keepdim)
+    if dim not in (-1, self.ndim-1) or self.changed is not None: return self.logits.argmax(dim, keepdim)
     if 'argmax' not in self.made:
         h = self.hidden.reshape(-1, self.hidden.shape[-1])
         with torch.no_grad(): self.made['argmax'] = torch.cat([self._make(o, self.weight, self.bias).argmax(1) for o in h.split(self.rows)])
@@ -170,18 +187,19 @@ def _is_cross_entropy(f):
     while isinstance(f, (partial, BaseLoss)): f = f.func
     return f is F.cross_entropy or type(f) is nn.CrossEntropyLoss
 
-def _stand_in(layer, block, with_argmax, hidden):
+def _stand_in(layer, block, with_argmax, shown, hidden):
     "What the output layer returns in place of logits, once: with that it has its own `forward` again"
     vars(layer).pop('forward')
     device = hidden.device.type
     amp = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and hidden.dtype!=torch.float64 else None
-    return LinearLogits(hidden, layer.weight, layer.bias, block, amp, with_argmax)
+    res = LinearLogits(hidden, layer.weight, layer.bias, block, amp, with_argmax)
+    return res if shown is None else res._but(layer=shown)
 
 # %% ../../nbs/05_callback.loss.ipynb #5763bd75
 @docs
 class LinearCrossEntropy(Callback):
     "Train and evaluate a language model without making its logits, wherever nothing but the loss or `argmax` is asked of them"
-    order = Recorder.order+1 # after those that may end a batch before the optimizer's step
+    order,shown = Recorder.order+1,None # after those that may end a batch before the optimizer's step
     def __init__(self,
         block:int=2**24, # How many logits to make at a time: 2**24 are 64 MB in single precision
     ):
@@ -210,17 +228,26 @@ class LinearCrossEntropy(Callback):
         if not _is_cross_entropy(self.loss_func) or any(isinstance(cb, (GatherPredsCallback,CollectDataCallback)) for cb in self.learn.cbs): return
         self.lent = _output_layer(self.learn)
         with_argmax = any(not isinstance(o, AvgLoss) for o in self.learn.metrics)
-        self.lent.forward = partial(_stand_in, self.lent, self.block, with_argmax)
+        self.lent.forward = partial(_stand_in, self.lent, self.block, with_argmax, None if self.training else self.shown)
 
+    def before_validate(self):
+        layer = _output_layer(self.learn)
+        self.shown = _Layer(layer.weight, layer.bias)
+    def after_validate(self):
+        self.shown.keep()
+        self.shown = None
     def after_pred(self): self._take_back()
     def after_cancel_batch(self): self._take_back()
     def before_step(self):
-        if isinstance(self.pred, LinearLogits): self.learn.pred = self.pred.copied()
+        if not isinstance(self.pred, LinearLogits): return
+        self.pred.layer.keep()
+        self.learn.pred = self.pred.detach()
 
     _docs = dict(before_fit="Warn where the loss function is not cross entropy",
                  before_batch="Lend the output layer a `forward` that returns `LinearLogits`",
                  after_pred="Take it back", after_cancel_batch="Take it back",
-                 before_step="Let the prediction keep the weights it was made with")
+                 before_validate="Nothing is shown yet", after_validate="Let the predictions keep the weights they were made with",
+                 before_step="The same: the weights are about to change")
 
 def _output_layer(learn):
     "The `nn.Linear` of a language model's `LinearDecoder`"

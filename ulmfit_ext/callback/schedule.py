@@ -31,7 +31,7 @@ def slanted_triangular(
 def _stage(learn):
     "First and last-plus-one epoch of the stage that `learn` is in; the whole fit where no callback divides it"
     for cb in learn.cbs:
-        if hasattr(type(cb), 'stage'):
+        if callable(getattr(type(cb), 'stage', None)):
             s = cb.stage(learn.epoch)
             return s.start,s.stop
     return 0,learn.n_epoch

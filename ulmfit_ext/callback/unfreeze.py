@@ -55,7 +55,7 @@ def train_groups(
     groups, # Indices of the groups to train; all others are frozen
 ):
     "Train only the layer `groups` of `opt`: what is frozen does not move, what stays free keeps its moments"
-    for i,(pg,h) in enumerate(zip(opt.param_lists, opt.hypers)):
+    for i,(pg,h) in reversed(list(enumerate(zip(opt.param_lists, opt.hypers)))): # of the groups that share a parameter the lowest has the last word
         for p in pg:
             opt._set_require_grad(i in groups, p, pg, opt.state[p], h)
             if not p.requires_grad: p.grad = None
