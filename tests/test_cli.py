@@ -7,6 +7,7 @@ import ulmfit_ext.lm as lm
 from fastcore.docments import docments
 from ulmfit_ext import cli
 from ulmfit_ext.cli import app
+from ulmfit_ext.data import read_table
 
 root = Path(__file__).resolve().parent.parent
 commands = 'train predict evaluate pretrain demo'.split()
@@ -201,12 +202,18 @@ def test_pieces_of_words(home, tmp_path):
     corpus.write_text('\n\n'.join(reviews(200, 2).text))
     out = run('pretrain {} --out {} --size tiny --bs 4 --bptt 10 --both --subwords 60', corpus, tmp_path/'lm').stdout
     assert '0.0% of the words are unknown' in out
-    (tmp_path/'lm'/'subwords-60.model').rename(tmp_path/'elsewhere')
+    next((tmp_path/'lm').glob('subwords-60-*.model')).rename(tmp_path/'elsewhere')
     run('train {} --out {} --pretrained {} --lm-epochs 1 --epochs 1 --bs 16', home/'reviews.csv', tmp_path/'out', tmp_path/'lm')
     assert lm.lm_processor(tmp_path/'lm').tokenize(['the filmy']) != [['xxbos','the','filmy']]
     assert 'both' in run('evaluate {} {}', tmp_path/'out', home/'reviews.csv').stdout
     out = run('pretrain {} --out {} --size tiny --bs 4 --bptt 10 --subwords 50', corpus, tmp_path/'a folder').stdout
-    assert 'saved' in out and {'subwords-50.model'}=={o.name for o in (tmp_path/'a folder').glob('*.model')}, 'other pieces are another file, also in a folder with a space in its name'
+    assert 'saved' in out and ['subwords-50']==[o.name[:11] for o in (tmp_path/'a folder').glob('*.model')], 'other pieces are another file, also in a folder with a space in its name'
+    corpus.write_text('\n\n'.join('абвг деёж зикл мноп '*3 for _ in range(200)))
+    run('pretrain {} --out {} --size tiny --bs 4 --bptt 10 --subwords 50', corpus, tmp_path/'b')
+    other = tmp_path/'b'/'corpus.txt'
+    other.write_text('\n\n'.join(reviews(200, 3).text))
+    run('pretrain {} --out {} --size tiny --bs 4 --bptt 10 --subwords 50 --vocab 60 --backwards', other, tmp_path/'c')
+    assert len({o.read_bytes() for p in 'bc' for o in (tmp_path/p).glob('*.model')})==2
 
 def test_english_starts_from_the_small_weights(home, tmp_path):
     line = 'train {} --out {} --lm-epochs 1 --epochs 1 --bs 16 --directions fwd'
@@ -409,3 +416,43 @@ def test_ctrl_c(tmp_path):
     res = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert res.returncode==0, res.stderr
     assert res.stdout.count('on disk')==1 and 'Language model on disk, forward' in res.stdout and (out/'model'/'config.json').exists()
+
+# Tables as they are
+
+def test_a_test_table_is_looked_at_before_training(home, tmp_path):
+    "Its columns, and whether there is a label"
+    df = reviews(20, 1)
+    line = small+' --out {} --test {}'
+    for bad,says in ((df.rename(columns=dict(text='body')), "no column 'text'"), (df.rename(columns=dict(label='y')), "no column 'label'"), (df.assign(label=''), 'has no label in any row')):
+        fails(line, home/'reviews.csv', tmp_path/'out', csv(tmp_path/'bad.csv', bad), says=says)
+    assert not (tmp_path/'out').exists()
+
+def test_cells_that_were_read_are_written_as_they_were(home, model, tmp_path):
+    "In the columns that go through"
+    rows = ['text,id,price', 'a lovely film,007,1.10', 'dull,00123,2', 'flat,12345678901234567890123,']
+    (tmp_path/'a.csv').write_text('\n'.join(rows)+'\n')
+    out = run('predict {} {}', model, tmp_path/'a.csv').stdout.splitlines()
+    assert [o.rsplit(',', 4)[0] for o in out]==rows
+    jsonl(tmp_path/'a.jsonl', [dict(text='a', id=123456789012345678901234567890, x=0.123456789012345), dict(text='b', x=1e-12)])
+    run('predict {} {} --out {}', model, tmp_path/'a.jsonl', tmp_path/'b.jsonl')
+    got = [json.loads(o) for o in (tmp_path/'b.jsonl').read_text().splitlines()]
+    assert [o['x'] for o in got]==[0.123456789012345,1e-12] and int(float(got[0]['id']))>10**29
+    run('predict {} {} --out {}', model, tmp_path/'a.jsonl', tmp_path/'b.parquet')
+    assert pd.read_parquet(tmp_path/'b.parquet').id[0]=='123456789012345678901234567890'
+
+def test_a_return_in_a_text(home, model, tmp_path):
+    (tmp_path/'a.csv').write_bytes(b'text,label\n"one\rtwo",pos\nthree,neg\n')
+    run('predict {} {} --out {}', model, tmp_path/'a.csv', tmp_path/'b.csv')
+    got = read_table(tmp_path/'b.csv')
+    assert got.text.tolist()==['one\rtwo','three']
+
+def test_labels_of_the_baseline_are_those_of_the_model(home, tmp_path):
+    "Blanks around them are nobody's label"
+    df = reviews()
+    df.loc[::2, 'label'] += '  '
+    out = run(small+' --out {} --test {} --baseline', csv(tmp_path/'a.csv', df), tmp_path/'out', csv(tmp_path/'b.csv', df.iloc[:20].assign(label=[' ', *df.label[1:20]]))).stdout
+    want = run(small+' --out {} --test {} --baseline', home/'reviews.csv', tmp_path/'out2', csv(tmp_path/'c.csv', reviews().iloc[1:20])).stdout
+    rows = [[o for o in x.splitlines() if o.startswith('TF-IDF')] for x in (out,want)]
+    assert len(rows[0])==2 and rows[0]==rows[1] and '1 of 20 rows have no label' in out
+    many = jsonl(tmp_path/'m.jsonl', [dict(text=t, label=['a'] if i%2 else ['a','b']) for i,t in enumerate(reviews().text)])
+    assert 'one label a text' in run(small+' --out {} --baseline', many, tmp_path/'m', code=2).stderr

@@ -8,7 +8,7 @@ from fastai.text.all import (AWD_LSTM,Callback,ClassificationInterpretation,Data
 from fastcore.test import test_eq
 from made_up import make_texts,words
 import ulmfit_ext.data as D
-from ulmfit_ext.data import (LMLoader,TextProcessor,Tokens,UlmfitError,atomic_write,class_vocab,clas_dls,empty_clas_dls,empty_lm_dls,encode_texts,
+from ulmfit_ext.data import (LMLoader,TextProcessor,TextStream,Tokens,UlmfitError,atomic_write,class_vocab,clas_dls,empty_clas_dls,empty_lm_dls,encode_texts,
     is_backwards,lm_dls,read_table,text_vocab,tokenize_once,ulmfit_dls)
 
 small = dict(emb_sz=8, n_hid=10, n_layers=2)
@@ -63,6 +63,29 @@ def test_read_table_says_what_is_wrong(tmp_path, name, content, match):
     with fails(match) as e: read_table(tmp_path/name)
     assert '\n' not in str(e.value) and name in str(e.value)
 
+@pytest.mark.parametrize('lines', ['text,label\nI liked it, really,pos\nbad, very,neg\n', 'text,label\ngood film,pos,\nbad film,neg,\n'])
+def test_rows_with_more_fields_than_the_header(tmp_path, lines):
+    "pandas would take the first of them for the name of the row, and half a text would be lost"
+    (tmp_path/'a.csv').write_text(lines)
+    with fails('a.csv.*more fields than its header \\(text, label\\)'): read_table(tmp_path/'a.csv')
+    with fails('more fields than its header'): list(TextStream(tmp_path/'a.csv'))
+
+@pytest.mark.parametrize('cells,want', [(['007','7'], ['007','7']), (['1.50','2'], ['1.50','2']), (['true','false'], ['true','false']), (['True','False'], [True,False]), (['10','9'], [10,9]),
+    (['0.5','-1e-07'], [.5,-1e-7]), (['12345678901234567',''], [12345678901234567,None]), (['1.5',''], [1.5,None]), (['nan','1.5'], ['nan','1.5']), (['inf','-inf'], ['inf','-inf']), (['1_0','2'], ['1_0','2']),
+    (['123456789012345678901234567890','1'], ['123456789012345678901234567890','1']), (['NA','x'], ['NA','x'])])
+def test_cells_are_as_they_are_written(tmp_path, cells, want):
+    "Numbers only where all of a column would be written just so again; whole numbers stay whole beside a gap"
+    (tmp_path/'a.csv').write_text('text,x\n' + ''.join(f't,{o}\n' for o in cells))
+    got = read_table(tmp_path/'a.csv')
+    assert [None if pd.isna(o) else o for o in got.x.tolist()]==want
+    if None not in want or isinstance(want[0], int): assert read_table(tmp_path/'a.csv').to_csv(index=False)==(tmp_path/'a.csv').read_text()
+
+def test_whole_numbers_beside_a_gap_in_json(tmp_path):
+    rows = [dict(text='a', id=12345678901234567, x=1.5), dict(text='b', x=2.), dict(text='c', id=3)]
+    (tmp_path/'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    got = read_table(tmp_path/'a.jsonl')
+    assert [None if pd.isna(o) else o for o in got.id.tolist()]==[12345678901234567,None,3] and got.x.dtype==float
+
 def test_read_table_missing(tmp_path):
     with fails('no file'): read_table(tmp_path/'no.csv')
     with fails('no file'): read_table(tmp_path.parent/f'{tmp_path.name}.csv')
@@ -76,6 +99,10 @@ def fastai_tokens(t, lang='en'): return [o.replace(' ', '▁') for o in next(ite
     "we'll e.g. see... I'M 10km/h at 5pm, \"quoted\" 'single' a/b\\c", '', '   ', '...', 'ÜBER Straße', '日本語 text', "'", ':)', 'a :) b', 'e.g', 'x' * 50 + '!', 'I.B.M. U S A', 'A', 'i AM'])
 @pytest.mark.parametrize('lang', ['en','de','es','ru','xx','fr'])
 def test_tokens_are_fastais(t, lang): assert TextProcessor(lang=lang).tokenize([t])[0]==fastai_tokens(t, lang)
+
+def test_line_ends_of_windows():
+    p = TextProcessor()
+    assert p.tokenize(['one line\r\nnext\rlast'])==p.tokenize(['one line\nnext\nlast'])
 
 def test_tokens_of_rules_with_spaces():
     for lang,t in (('es','los ee. uu. y'), ('ru','в т.ч. и др. вед. науч. сотр. он'), ('id', 'dr. iur. x')): assert TextProcessor(lang=lang).tokenize([t])[0]==fastai_tokens(t, lang)
@@ -635,7 +662,7 @@ def test_a_language_that_needs_a_package_says_which():
         with pytest.raises(UlmfitError, match=f"{name}.*:chars'"): TextProcessor(lang=lang)
 
 def test_a_model_of_pieces_that_is_made_anew(tmp_path):
-    "The pieces are those of the new one, and a processor of the old one is not saved with it"
+    "A processor keeps the pieces that it was made with, whatever becomes of the file"
     pytest.importorskip('sentencepiece')
     texts = ['the old house on the hill was sold to a young teacher', 'a loud orchestra played in the old hall']*30
     lang  = D.train_subwords(texts, tmp_path/'p.model', 60)
@@ -644,5 +671,24 @@ def test_a_model_of_pieces_that_is_made_anew(tmp_path):
     assert D.train_subwords([o[::-1] for o in texts], tmp_path/'p.model', 60)==lang
     new = TextProcessor(lang=lang)
     assert new.tokenize(texts[:2])!=was and old.tokenize(texts[:2])==was
-    new.to_dict()
-    with pytest.raises(UlmfitError, match='no longer the SentencePiece model'): old.to_dict()
+    (tmp_path/'p.model').unlink() # a processor has what it needs
+    for o in (old,new): assert TextProcessor.from_dict(json.loads(json.dumps(o.to_dict()))).tokenize(texts)==o.tokenize(texts)==pickle.loads(pickle.dumps(o)).tokenize(texts)
+
+def test_interpretation(tmp_path):
+    "fastai looks up items of ours, with their labels"
+    from ulmfit_ext.classifier import ulmfit_classifier
+    d = ulmfit_dls(make_df(), path=tmp_path, seed=0, bs=8, min_freq=1).clas_fwd
+    learn = ulmfit_classifier(d, dict(emb_sz=8, n_hid=12, n_layers=2))
+    with learn.no_bar():
+        interp = ClassificationInterpretation.from_learner(learn)
+        interp.plot_top_losses(2)
+        inputs,_,targs,*_ = interp[[0,1]]
+        assert targs.tolist()==[int(d.valid_ds[i][1]) for i in (0,1)]
+        np.testing.assert_allclose(learn.validate(dl=d.test_dl(d.valid.items, with_labels=True)), learn.validate(), rtol=1e-5)
+    with fails('DataFrame that has the label column'): d.test_dl(['a text'], with_labels=True)
+
+def test_a_split_that_leaves_one_row(tmp_path):
+    df = make_df()
+    df['valid'] = [i>0 for i in range(len(df))]
+    with fails('leaves one labelled row'): ulmfit_dls(df, path=tmp_path, valid_col='valid')
+    with fails('bptt is 0'): ulmfit_dls(df, path=tmp_path, bptt=0)

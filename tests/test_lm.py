@@ -409,4 +409,8 @@ def test_settings_that_are_no_json_have_keys_too():
             lambda: Adam, lambda: np.array([1,2]), lambda: Path('a'), lambda: Path('b'), lambda: GradualUnfreezing(1), lambda: GradualUnfreezing(2), lambda: [lambda x: x+1], lambda: [lambda x: x+2], lambda: {1,2}]
     keys = [_key(dict(a=o())) for o in make]
     assert keys==[_key(dict(a=o())) for o in make] and len(set(keys))==len(keys)
-    assert _key(np.int64(3))==_key(3), 'pieces on disk keep their names'
+    assert _key(np.int64(3))==_key(3) and _key([CPUBfloat16()])==_key(['CPUBfloat16']), 'pieces on disk keep their names'
+    for cb in (GradientClip(.5), CPUBfloat16()):
+        was,learn = _key(cb),Learner(DataLoaders(*[DataLoader([(torch.randn(4),tensor(0))]*8, bs=4)]*2), nn.Linear(4, 2), loss_func=CrossEntropyLossFlat())
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
+        assert _key(cb)==was, 'a fit does not change what a callback is'

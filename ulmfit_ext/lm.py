@@ -15,7 +15,7 @@ from .callback.groups import *
 from .callback.schedule import *
 from .callback.loss import *
 from .data import *
-import ctypes,hashlib,math,pickle,shutil,sys,time,ulmfit_ext
+import ctypes,hashlib,inspect,math,pickle,shutil,sys,time,ulmfit_ext
 from safetensors import SafetensorError
 from safetensors.torch import save,load_file
 
@@ -504,8 +504,10 @@ def _described(o):
     if isinstance(o, np.ndarray): return [str(o.dtype), o.tolist()]
     if code := getattr(o, '__code__', None): return [o.__qualname__] + [repr(x) for x in (code.co_code, code.co_consts, code.co_names)]*('<' in o.__qualname__)
     if isinstance(o, type) or hasattr(o, '__name__'): return o.__name__
-    d = getattr(o, '__dict__', {})
-    fields = {k:v for k,v in (d.get('__stored_args__') or d).items() if k!='learn' and not k.startswith('_')}
+    fields = {k:v for k,v in getattr(o, '__dict__', {}).items() if v is not None and not k.startswith('_') and k not in ('learn','run')}
+    if isinstance(o, Callback): # what it was made with, not what a fit made of it
+        names = [k for k,p in inspect.signature(type(o)).parameters.items() if p.kind not in (p.VAR_POSITIONAL,p.VAR_KEYWORD)]
+        if names and {*names}<={*vars(o)}: fields = {k: fields.get(k) for k in names}
     if isinstance(o, nn.Module): fields |= {'module': repr(o), **o.state_dict()}
     return [type(o).__name__, fields] if fields else type(o).__name__
 
