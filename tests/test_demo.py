@@ -1,7 +1,7 @@
 import gc,subprocess,sys
 import numpy as np, pandas as pd, pytest
 from ulmfit_ext.data import UlmfitError
-from ulmfit_ext.demo import docstrings,passages,demo_split,tfidf_baseline,demo_classes
+from ulmfit_ext.demo import package_path,docstrings,passages,demo_split,tfidf_baseline,demo_classes
 
 TEMPLATE = '''
 def f{i}(a):
@@ -59,6 +59,7 @@ def test_source_is_read_in_order_and_never_run(source):
     pd.testing.assert_frame_equal(docs, docstrings(path=str(source), progress=False))
 
 def test_packages_are_not_imported():
+    assert package_path("__main__") is None
     code = ("import sys; from ulmfit_ext.demo import *; import ulmfit_ext.demo as d; before = set(sys.modules)\n"
             "df = docstrings(['networkx', 'no_such_package'], progress=False)\n"
             "assert set(df.package)=={'networkx'} and len(df)>500, len(df)\n"

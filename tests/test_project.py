@@ -1,5 +1,5 @@
 "The project as a whole: its notebooks run and are clean, and what is made from them is up to date"
-import json,os,re,runpy,subprocess,sys
+import ast,builtins,json,os,re,runpy,subprocess,sys
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from pathlib import Path
@@ -104,6 +104,15 @@ def test_readme():
     "`README.md` is what `docs/readme.py` makes of `nbs/index.ipynb`"
     readme = runpy.run_path(str(root/'docs'/'readme.py'))['readme']
     assert (root/'README.md').read_text(encoding='utf-8') == readme(), 'run `python docs/readme.py`'
+
+def test_readme_imports_what_it_uses():
+    "Each Python example, typed as it is, knows its names; `learn` is the reader's"
+    for code in re.findall('```python\n(.*?)```', (root/'README.md').read_text(encoding='utf-8'), re.S):
+        known = dict(learn=None)
+        exec('\n'.join(re.findall('^(?:from|import) .*', code, re.M)), known)
+        names = [o for o in ast.walk(ast.parse(code)) if isinstance(o, ast.Name)]
+        known |= {o.id: None for o in names if isinstance(o.ctx, ast.Store)}
+        assert not {o.id for o in names} - set(known) - set(dir(builtins)), code
 
 def test_version():
     "`settings.ini` and the package agree on the version"

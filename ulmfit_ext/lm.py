@@ -22,7 +22,7 @@ from safetensors.torch import save,load_file
 # %% ../nbs/11_lm.ipynb #e6847cee
 lm_sizes = dict(
     paper = dict(emb_sz=400, n_hid=1152, n_layers=3), # as in the paper, and as fastai's WikiText-103 weights
-    small = dict(emb_sz=128, n_hid=512,  n_layers=3), # about a fortieth of the work
+    small = dict(emb_sz=128, n_hid=512,  n_layers=3), # about a fifth of the work
     tiny  = dict(emb_sz=128, n_hid=256,  n_layers=2)) # for a first look
 
 def lm_size(

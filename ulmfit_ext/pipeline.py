@@ -118,7 +118,7 @@ def fit_lm(self:ULMFiT,
     minutes:float=None, # Train each direction for about so long instead
     **kwargs
 ) -> 'ULMFiT': # Itself
-    "Stage two: fine-tune the language model of each direction on all the text. What is on disk already is read"
+    "Stage two: fine-tune the language model of each direction on the training texts and those without labels; the validation texts measure it. What is on disk already is read"
     self._can_train()
     if lr_max is None: lr_max = 0.01 if self.pretrained is None else 0.004
     key = _key(n_epoch, lr_max, drop_mult, minutes, kwargs) # before anything in it is used, and changes

@@ -39,7 +39,7 @@ def _stage(learn):
 # %% ../../nbs/01_callback.schedule.ipynb #8b4498ef
 @docs
 class STLR(Callback):
-    "Slanted triangular learning rates (section 3.3): scale the rate each layer group has at the fit's start"
+    "Slanted triangular learning rates (section 3.2): scale the rate each layer group has at the fit's start"
     order,run_valid = ParamScheduler.order,False
     def __init__(self,
         cut_frac:float=0.1, # Fraction of the steps in which the rate climbs
@@ -107,7 +107,7 @@ def fit_stlr(self:Learner,
     reset_opt:bool=False, # Begin with a new optimizer?
     start_epoch:int=0, # Skip the epochs before this one; the rates are those they would have been
 ):
-    "Fit for `n_epoch` with slanted triangular learning rates (section 3.3)"
+    "Fit for `n_epoch` with slanted triangular learning rates (section 3.2)"
     if not 0<=start_epoch<=n_epoch: raise ValueError(f"start_epoch is {start_epoch}: it must lie between 0 and n_epoch ({n_epoch})")
     if start_epoch==n_epoch: return
     cbs = L(STLR(cut_frac, ratio)) + L(cbs) + (L(SkipTo(start_epoch)) if start_epoch else L())

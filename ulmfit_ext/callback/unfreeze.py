@@ -36,7 +36,7 @@ def unfreezing_stages(
     n_epoch:int, # Number of epochs in all
     epochs_per_stage:int=1, # Epochs before one more group is unfrozen; the paper's 1
 ) -> list: # `Stage`s, with `.start`, `.stop` (epochs) and `.freeze_to` (lowest group trained)
-    "The stages of gradual unfreezing (section 3.4): the last group, then one more each stage, then all until the end"
+    "The stages of gradual unfreezing (section 3.3): the last group, then one more each stage, then all until the end"
     return _stages([range(g, n_groups) for g in reversed(range(n_groups))], n_epoch, epochs_per_stage)
 
 # %% ../../nbs/02_callback.unfreeze.ipynb #7b194e9f
@@ -80,7 +80,7 @@ class _Unfreezing(Callback):
 
 @docs
 class GradualUnfreezing(_Unfreezing):
-    "Train the last layer group, then one more every `epochs_per_stage` epochs, then all (section 3.4)"
+    "Train the last layer group, then one more every `epochs_per_stage` epochs, then all (section 3.3)"
     plan = staticmethod(unfreezing_stages)
     _docs = _Unfreezing._docs
 
