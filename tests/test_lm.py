@@ -414,3 +414,14 @@ def test_settings_that_are_no_json_have_keys_too():
         was,learn = _key(cb),Learner(DataLoaders(*[DataLoader([(torch.randn(4),tensor(0))]*8, bs=4)]*2), nn.Linear(4, 2), loss_func=CrossEntropyLossFlat())
         with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
         assert _key(cb)==was, 'a fit does not change what a callback is'
+
+def test_gradients_are_clipped_from_scratch(dls, quiet, tmp_path):
+    "A high rate from scratch may end in a model that knows words' frequencies only; a pretrained one is not held back"
+    from fastai.callback.training import GradientClip
+    class Note(Callback):
+        def before_fit(self): self.got = [o.max_norm for o in self.learn._grab_cbs(GradientClip)]
+    save_lm(lm_learner(dls.lm_fwd, size), tmp_path/'lm')
+    for kw,want in ((dict(), [.25]), (dict(clip=0), []), (dict(clip=1.), [1.]), (dict(pretrained=tmp_path/'lm'), []), (dict(pretrained=tmp_path/'lm', clip=.5), [.5])):
+        note = Note()
+        finetune_lm(dls.lm_fwd, config=size, n_epoch=1, cbs=note, **kw)
+        assert note.got==want

@@ -377,12 +377,15 @@ def finetune_lm(
     wd:float=None, # Weight decay; default: fastai's
     backwards:bool=False, # Which side of a `UlmfitDls`?
     cbs=None, # More callbacks
+    clip:float=None, # Gradients are made no longer than this; default: AWD-LSTM's 0.25 from scratch, with `pretrained` they are left as they are. 0: never
     **kwargs
 ) -> LMLearner: # Trained
     "Fine-tune a language model on the target's text, with discriminative rates and a slanted triangle (section 3.2). Raises `UlmfitError` for fewer epochs than one"
     _check_time(n_epoch, minutes)
     learn = lm_learner(dls.lm(backwards) if isinstance(dls, UlmfitDls) else dls, config, drop_mult, pretrained, **kwargs)
     cbs = L(cbs) + (L(DiscriminativeLR(factor)) if pretrained is not None else L())
+    if clip is None and pretrained is None: clip = 0.25
+    if clip: cbs.append(GradientClip(clip))
     with _light(learn):
         if minutes is None: learn.fit_stlr(n_epoch, lr_max, wd=wd, cbs=cbs)
         else:               _fit_minutes(learn, minutes, lr_max, wd, cbs)
