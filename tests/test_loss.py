@@ -494,3 +494,11 @@ def test_a_prediction_that_is_kept(way):
     assert len(res[0])==4
     for a,b in zip(*res): assert gap(b, a)<1e-4
     assert gap(res[0][0], res[0][2])>1e-2
+
+def test_a_validation_that_another_callback_cancels():
+    class Cancel(Callback):
+        order = -100
+        def before_validate(self): raise CancelValidException
+    learn = lm(cbs=[LinearCrossEntropy(900), Cancel()])
+    with learn.no_logging(): learn.fit(1, 1e-2)
+    assert len(learn.recorder.losses)==len(learn.dls.train)

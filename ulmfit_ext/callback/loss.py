@@ -234,7 +234,7 @@ class LinearCrossEntropy(Callback):
         layer = _output_layer(self.learn)
         self.shown = _Layer(layer.weight, layer.bias)
     def after_validate(self):
-        self.shown.keep()
+        if self.shown is not None: self.shown.keep() # another callback may have cancelled before our turn
         self.shown = None
     def after_pred(self): self._take_back()
     def after_cancel_batch(self): self._take_back()
