@@ -503,8 +503,7 @@ def _described(o):
     if isinstance(o, slice):      return ['slice', o.start, o.stop, o.step]
     if isinstance(o, partial):    return [o.func, o.args, o.keywords]
     if isinstance(o, (set,frozenset)): return sorted(map(str, o))
-    if isinstance(o, Tensor):     return [str(o.dtype), o.tolist()]
-    if isinstance(o, np.ndarray): return [str(o.dtype), o.tolist()]
+    if isinstance(o, (Tensor,np.ndarray)): return [str(o.dtype), o.tolist()]
     if code := getattr(o, '__code__', None): return [o.__qualname__] + [repr(x) for x in (code.co_code, code.co_consts, code.co_names)]*('<' in o.__qualname__)
     if isinstance(o, type) or hasattr(o, '__name__'): return o.__name__
     fields = {k:v for k,v in getattr(o, '__dict__', {}).items() if v is not None and not k.startswith('_') and k not in ('learn','run')}
@@ -517,6 +516,8 @@ def _described(o):
 def _key(*parts):
     "A short name for settings: other settings, another name"
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_described).encode()).hexdigest()[:12]
+
+def _place_of(name, recorder): return list(recorder.metric_names[1:]).index(name) # in a row of its `values`
 
 @docs
 class Checkpoints(Callback):
@@ -567,8 +568,7 @@ class Checkpoints(Callback):
 
     def after_epoch(self):
         if not self.fitting: return
-        names = list(self.recorder.metric_names[1:])
-        loss  = self.recorder.values[-1][names.index('valid_loss')]
+        loss = self.recorder.values[-1][_place_of('valid_loss', self.recorder)]
         if not math.isfinite(loss): raise UlmfitError(f"The loss is {loss} after part {self.epoch+1}: a lower learning rate helps, or gradients that are clipped (`clip`). "
                                                       + ("What was written before is kept" if self.done else "Nothing was written"))
         if loss < self.state['best']:
@@ -681,11 +681,10 @@ def pretrain_lm(
         else:                       learn.fit_stlr(n_epoch*n_parts, lr_max, cbs=cbs)
     learn.metrics = learn.metrics[:-1]
     loss,state = keep.load_best(learn),keep.state
-    names = list(learn.recorder.metric_names[1:])
     ppl,(word_ppl,unknown) = math.exp(loss),word_perplexity(loss, dls)
     about = dict(perplexity=round(ppl, 2), perplexity_per_word=round(word_ppl, 2), unknown=round(unknown, 4), tokens=state['tokens'], minutes=round(state['elapsed']/60, 1),
                  tokens_per_second=round(state['tokens']/state['elapsed']), epochs=round(state['tokens']/n_tok, 2), best_part=state['best_epoch']+1,
-                 history=[[round(float(o[names.index(k)]), 4) for k in ('train_loss','valid_loss')] for o in state['values']])
+                 history=[[round(float(o[_place_of(k, learn.recorder)]), 4) for k in ('train_loss','valid_loss')] for o in state['values']])
     save_lm(learn, path, half, **{**settings, **about}, bits=16 if half else 32, documents=len(dls.train_ds)+len(dls.valid_ds), key=key)
     keep.remove()
     print(f"Perplexity {ppl:.1f} a token and {word_ppl:.1f} a word on documents held out, where {unknown:.1%} of the words are unknown, "
