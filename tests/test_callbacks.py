@@ -91,6 +91,15 @@ def test_frozen_does_not_move(tmp_path):
     assert drift(synthetic(tmp_path), lambda l: l.freeze_to(1)) > 1e-4          # plain fastai: weight decay moves it
     assert drift(synthetic(tmp_path), lambda l: train_groups(l.opt, [1,2])) == 0
 
+def test_frozen_by_hand_does_not_move(tmp_path):
+    learn = synthetic(tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.1)
+        learn.freeze_to(1)
+        before = [p.detach().clone() for p in learn.opt.param_lists[0]]
+        learn.fit_stlr(1, 0.1, wd=0.1)
+    for a,b in zip(before, learn.opt.param_lists[0], strict=True): assert torch.equal(a, b)
+
 def test_frozen_does_not_move_torch_optimizer(tmp_path):
     opt = partial(OptimWrapper, opt=torch.optim.AdamW)
     assert drift(synthetic(tmp_path, opt_func=opt), lambda l: train_groups(l.opt, [1,2])) == 0

@@ -405,3 +405,25 @@ def test_one_direction(ens):
         assert list(one.validate().index)==[way] and list(one.show_results(2).columns)==['text','target',way]
         close(one.get_preds()[0], l.get_preds()[0])
         close(one.get_preds(dl=l.dls.test_dl(['good']))[0], Predictor(l)(['good']))
+
+def test_predictor_after_another_model(dls, tmp_path):
+    "The learner may be given a plain fastai model: that one predicts"
+    learn,other = learner(dls.clas_fwd, path=tmp_path),learner(dls.clas_fwd, bpt3c=False, path=tmp_path)
+    texts = make_df(10, seed=5).text.tolist()
+    with torch.no_grad(): other.model[1].layers[-1][-1].weight.mul_(9)
+    want = Predictor(other)(texts)
+    learn.model = other.model
+    close(Predictor(learn)(texts), want)
+
+def test_predictor_in_32_bits(ens):
+    "What an interrupted fit under `autocast` left on does not reach it"
+    texts = make_df(10, seed=5).text.tolist()
+    want = Predictor(ens.fwd)(texts)
+    with torch.autocast('cpu', torch.bfloat16): got = Predictor(ens.fwd)(texts)
+    assert torch.equal(got, want)
+
+def test_predictor_of_a_number(dls, tmp_path):
+    "One output is no class: it stays what the model says"
+    learn = learner(dls.clas_fwd, path=tmp_path, n_out=1, loss_func=nn.MSELoss(), metrics=None)
+    texts = make_df(10, seed=5).text.tolist()
+    close(Predictor(learn)(texts), Predictor(learn).logits(texts))

@@ -1,10 +1,11 @@
 "Language models from outside: weights that move between plain fastai and here, and those that fastai downloads."
-import http.server,json,math,pickle,tarfile,threading,time,types
+import http.server,json,math,pickle,tarfile,threading,time,types,warnings
 from contextlib import nullcontext
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import *
 from fastai.text.models.core import _model_meta
 from safetensors.torch import load_file
+from ulmfit_ext.callback.groups import is_fitting
 from ulmfit_ext.data import *
 from ulmfit_ext.lm import *
 from ulmfit_ext.classifier import *
@@ -415,13 +416,51 @@ def test_settings_that_are_no_json_have_keys_too():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
         assert _key(cb)==was, 'a fit does not change what a callback is'
 
-def test_gradients_are_clipped_from_scratch(dls, quiet, tmp_path):
-    "A high rate from scratch may end in a model that knows words' frequencies only; a pretrained one is not held back"
+def test_gradients_are_clipped(dls, quiet, tmp_path):
+    "A high rate may end in a model that knows words' frequencies only, or forgets what it knew"
     from fastai.callback.training import GradientClip
     class Note(Callback):
         def before_fit(self): self.got = [o.max_norm for o in self.learn._grab_cbs(GradientClip)]
     save_lm(lm_learner(dls.lm_fwd, size), tmp_path/'lm')
-    for kw,want in ((dict(), [.25]), (dict(clip=0), []), (dict(clip=1.), [1.]), (dict(pretrained=tmp_path/'lm'), []), (dict(pretrained=tmp_path/'lm', clip=.5), [.5])):
+    for kw,want in ((dict(), [.25]), (dict(clip=None), []), (dict(clip=1.), [1.]), (dict(pretrained=tmp_path/'lm'), [.25]), (dict(pretrained=tmp_path/'lm', clip=0), [])):
         note = Note()
         finetune_lm(dls.lm_fwd, config=size, n_epoch=1, cbs=note, **kw)
         assert note.got==want
+
+def test_an_encoder_from_a_folder_of_the_same_vocabulary(dls, quiet, tmp_path):
+    lm = lm_learner(dls.lm_fwd, size)
+    save_lm(lm, tmp_path/'lm')
+    clas = ulmfit_classifier(dls.clas_fwd, encoder=tmp_path/'lm')
+    for (k,a),b in zip(lm.model[0].state_dict().items(), clas.model[0].module.state_dict().values(), strict=True): assert torch.equal(a, b), k
+
+def test_checkpoints_stay_out_of_a_validation_in_between(tmp_path, quiet):
+    "A callback that validates after each part changes nothing: all parts are read, and the best weights are kept"
+    class Nosy(Callback):
+        def after_epoch(self):
+            if is_fitting(self.learn): self.learn.validate()
+    texts = table(200).text.tolist()
+    plain,nosy = [pretrain_lm(texts, tmp_path/o, **kw, cbs=cb) for o,cb in (('plain',None), ('nosy',Nosy()))]
+    for (k,a),b in zip(plain.model.state_dict().items(), nosy.model.state_dict().values(), strict=True): assert torch.equal(a, b), k
+    a,b = [json.loads((tmp_path/o/'config.json').read_text())['directions']['forward'] for o in ('plain','nosy')]
+    for k in ('perplexity','tokens','best_part','epochs'): test_eq(a[k], b[k])
+
+def test_checkpoints_alone(dls, quiet, tmp_path):
+    "A plain fit goes on from them, too, and one that was interrupted leaves the loader whole"
+    def fit(learn, **kwargs): learn.fit(3, 1e-3, cbs=[Checkpoints(tmp_path/'c', n_parts=2), *L(kwargs.get('cbs'))])
+    learn = lm_learner(dls.lm_fwd, size)
+    with pytest.raises(KeyboardInterrupt): fit(learn, cbs=Kill(1, 0))
+    test_eq(learn.dls.train.part, (0,1))
+    test_is(learn.dls.train.order, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        test_eq(Checkpoints(tmp_path/'c').done, 1)
+
+def test_a_budget_gives_back_the_limit_that_it_found(dls, quiet, monkeypatch):
+    now = [1000.]
+    monkeypatch.setattr('ulmfit_ext.lm.time', types.SimpleNamespace(time=lambda: now[0]))
+    class Tick(Callback):
+        def before_batch(self): now[0] += 6.
+    learn = lm_learner(dls.lm_fwd, size)
+    learn.dls.train.max_batches = 3
+    learn.fit(1000, 0.1, cbs=[TimeBudget(1.), Tick()])
+    test_eq(learn.dls.train.max_batches, 3)

@@ -51,7 +51,7 @@ def ulmfit_classifier(
     learn = text_classifier_learner(dls, AWD_LSTM, seq_len=bptt, config={**sizes, **(config or {})}, drop_mult=drop_mult, pretrained=False,
                                     max_len=None, metrics=ifnone(metrics, accuracy_multi if _multi(dls) else accuracy), **kwargs)
     if wgts is not None:
-        learn.model[0].module.load_state_dict(wgts)
+        load_weights(learn.model[0].module, wgts, "the encoder's weights")
         learn.freeze()
     learn.add_cb(BPT3C(bptt, max_len, checkpoint))
     return learn

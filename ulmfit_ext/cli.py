@@ -261,7 +261,7 @@ def train(
     out:Path='ulmfit', # Folder for all that is made: the model (in OUT/model), plots, finished stages, tokens
     pretrained:str=None, # Folder of a language model (see: ulmfit pretrain), small for the English one that comes along, wt103 for fastai's, none to learn from your text alone. If not given: small for English, unless --size is given
     size:str=None, # Size of the model where nothing is pretrained; small if not given. paper needs a GPU
-    directions:str='both', # Read the texts forward, backward, or both ways: the mean of both is better and takes twice as long
+    directions:str='both', # Read the texts forward, backward, or both ways: the mean of both is mostly better than either, and takes twice as long
     lang:str=None, # spaCy's code of the language, for the tokenizer; CODE:chars takes each character as a token, for any language. If not given: that of --pretrained, or en
     valid_pct:float=0.2, # Share of the labelled texts held out for validation
     valid:str=None, # Column that says which rows to hold out instead (true or false)
@@ -269,11 +269,11 @@ def train(
     unlabelled:Path=None, # More text for the language model: a table with the same column of texts, a .txt file with a text a line, a folder of .txt files
     label_delim:str=None, # A text may have several labels, with this between them
     min_freq:int=3, # Words seen less often than this are unknown words
-    max_vocab:int=60000, # Size of the vocabulary at most
+    max_vocab:int=60000, # Words taken from the texts at most; those of the pretrained model come on top
     lm_epochs:int=10, # Epochs of the language model; 0: leave the pretrained one as it is
     minutes:float=None, # Train the language models for about so long in all, instead of --lm-epochs
     epochs:int=8, # Epochs of the classifier, gradual unfreezing included
-    lm_lr:float=None, # Peak learning rate of the language model; 0.004 with --pretrained, otherwise 0.01
+    lm_lr:float=None, # Peak learning rate of the language model; 0.004 from a pretrained one, which by itself is small for English, otherwise 0.01
     lr:float=0.01, # Peak learning rate of the classifier
     bs:int=64, # Texts in a batch; less needs less memory
     bptt:int=70, # Tokens read in one piece

@@ -827,7 +827,7 @@ def ulmfit_dls(
     bptt:int=70,                 # Tokens that a language model reads at a time; classifiers pad in steps of it
     label_delim:str=None,        # What separates the labels of a text, such as ';'
     min_freq:int=3,              # Words that occur less often are unknown
-    max_vocab:int=60000,         # Words at most
+    max_vocab:int=60000,         # Words counted in the texts, at most; `known` ones come on top
     known:list=None,             # Vocabulary of a pretrained model, whose words become part of this one too
     clas_bs:int=None,            # Batch size of the classifiers, where it is not `bs`
     cache:bool=True,             # Keep the tokens in `path`/.ulmfit_cache?

@@ -55,7 +55,7 @@ def forward(self:WeightDropout, *args):
 
 def can_bfloat16() -> bool:
     "Can this processor multiply in bfloat16, fast or not? That takes AVX-512"
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 def _is_simple(rnn):
     "Is this one layer of an LSTM, as AWD-LSTM has them?"
@@ -354,7 +354,7 @@ def coverage(
     dls:DataLoaders, # Language-model data
     vocab:list, # A vocabulary
 ) -> float: # Between 0 and 1
-    "The share of the training tokens of `dls` that are in `vocab`; unknown words are not"
+    "The share of the tokens of `dls` that are in `vocab` (of the training ones, with fastai's own loaders); unknown words are not"
     known,words = set(vocab)-{UNK},text_vocab(dls)
     ids = dls.train.ids if hasattr(dls.train, 'ids') else np.concatenate([to_np(o[0]) for o in dls.train_ds])
     counts = sum(np.bincount(ids[i:i+2**22], minlength=len(words)) for i in range(0, max(len(ids), 1), 2**22))
@@ -377,14 +377,13 @@ def finetune_lm(
     wd:float=None, # Weight decay; default: fastai's
     backwards:bool=False, # Which side of a `UlmfitDls`?
     cbs=None, # More callbacks
-    clip:float=None, # Gradients are made no longer than this; default: AWD-LSTM's 0.25 from scratch, with `pretrained` they are left as they are. 0: never
+    clip:float=0.25, # Gradients are made no longer than this; AWD-LSTM's 0.25. None: left as they are
     **kwargs
 ) -> LMLearner: # Trained
     "Fine-tune a language model on the target's text, with discriminative rates and a slanted triangle (section 3.2). Raises `UlmfitError` for fewer epochs than one"
     _check_time(n_epoch, minutes)
     learn = lm_learner(dls.lm(backwards) if isinstance(dls, UlmfitDls) else dls, config, drop_mult, pretrained, **kwargs)
     cbs = L(cbs) + (L(DiscriminativeLR(factor)) if pretrained is not None else L())
-    if clip is None and pretrained is None: clip = 0.25
     if clip: cbs.append(GradientClip(clip))
     with _light(learn):
         if minutes is None: learn.fit_stlr(n_epoch, lr_max, wd=wd, cbs=cbs)
@@ -418,7 +417,9 @@ class TimeBudget(Callback):
     def _pct(self): return (time.time()-self.began) / (60*self.minutes)
 
     def before_fit(self):
-        if is_fitting(self.learn): self.began,self.lr_max,self.hps = time.time()-self.elapsed,[h['lr'] for h in self.opt.hypers],{'lr':[]}
+        if not is_fitting(self.learn): return
+        self._whole()
+        self.began,self.lr_max,self.hps = time.time()-self.elapsed,[h['lr'] for h in self.opt.hypers],{'lr':[]}
     def before_epoch(self):
         if is_fitting(self.learn) and self._pct()>=1: raise CancelFitException
     def before_batch(self):
@@ -428,13 +429,15 @@ class TimeBudget(Callback):
     def after_batch(self):
         if not is_fitting(self.learn): return
         self.hps['lr'].append(self.opt.hypers[-1]['lr'])
-        if self._pct()>=1: self.cut,self.dls.train.max_batches = self.dls.train,self.iter+1
+        if self._pct()>=1 and self.cut is None:
+            dl = self.dls.train
+            self.cut,dl.max_batches = (dl,dl.max_batches),self.iter+1
     def after_fit(self):
         if is_fitting(self.learn): self.recorder.hps = self.hps
         self._whole()
 
     def _whole(self):
-        if self.cut is not None: self.cut.max_batches = None
+        if self.cut is not None: self.cut[0].max_batches = self.cut[1]
         self.cut = None
 
     @property
@@ -522,7 +525,7 @@ def _place_of(name, recorder): return list(recorder.metric_names[1:]).index(name
 @docs
 class Checkpoints(Callback):
     "After each epoch write what it takes to go on from there, and keep the best weights; for learners whose training loader is a `LMLoader`"
-    order = Recorder.order+10
+    order,parted = Recorder.order+10,None
     _lists = 'values','losses','lrs','iters'
     def __init__(self,
         path, # Folder to write to
@@ -547,8 +550,7 @@ class Checkpoints(Callback):
         return self.tok_s
 
     def before_fit(self):
-        self.fitting = is_fitting(self.learn)
-        if not self.fitting: return
+        if not is_fitting(self.learn): return
         self.began = time.time()-self.elapsed
         if not self.done: return
         load_weights(self.learn.model, self.state['model'], f'the weights in {self.path}')
@@ -557,31 +559,46 @@ class Checkpoints(Callback):
         for k in self._lists: getattr(self.recorder, k)[:] = map(L, self.state[k]) if k=='values' else self.state[k]
 
     def before_epoch(self):
-        if not self.fitting: return
-        set_seed(self.seed + self.epoch)
-        self.dls.train.part,self.dls.train.order = (self.epoch%self.n_parts, self.n_parts),[self.seed, self.epoch//self.n_parts]
+        if not is_fitting(self.learn): return
+        self.at,self.parted = self.epoch,self.dls.train # a validation in between sets `epoch` to 0
+        set_seed(self.seed + self.at)
+        self.parted.part,self.parted.order = (self.at%self.n_parts, self.n_parts),[self.seed, self.at//self.n_parts]
 
     def before_train(self): self.start,self.n_tok = time.time(),0
     def after_batch(self):
         if self.training: self.n_tok += self.xb[0].numel()
     def after_train(self): self.tok_s = round(self.n_tok/(time.time()-self.start))
 
+    def after_validate(self):
+        if is_fitting(self.learn): self.valid_loss = float(self.recorder.loss.value)
+
     def after_epoch(self):
-        if not self.fitting: return
-        loss = self.recorder.values[-1][_place_of('valid_loss', self.recorder)]
-        if not math.isfinite(loss): raise UlmfitError(f"The loss is {loss} after part {self.epoch+1}: a lower learning rate helps, or gradients that are clipped (`clip`). "
+        if not is_fitting(self.learn): return
+        loss = self.valid_loss
+        if not math.isfinite(loss): raise UlmfitError(f"The loss is {loss} after part {self.at+1}: a lower learning rate helps, or gradients that are clipped (`clip`). "
                                                       + ("What was written before is kept" if self.done else "Nothing was written"))
         if loss < self.state['best']:
-            self.state.update(best=loss, best_epoch=self.epoch)
+            self.state.update(best=loss, best_epoch=self.at)
             save_weights(self.learn.model, self.path/'best.safetensors')
         rec = self.recorder
-        self.state.update(done=self.epoch+1, elapsed=time.time()-self.began, tokens=self.state['tokens']+self.n_tok, model=get_model(self.learn.model).state_dict(),
-                          opt=[dict(self.opt.state[p]) for p in self.opt.all_params().itemgot(0)], smooth=(rec.smooth_loss.count, rec.smooth_loss.val),
+        self.state.update(done=self.at+1, elapsed=time.time()-self.began, tokens=self.state['tokens']+self.n_tok, model=get_model(self.learn.model).state_dict(),
+                          opt=[dict(self.opt.state[p]) for p in self.opt.all_params().itemgot(0)], smooth=(rec.smooth_loss.count, rec.smooth_loss.val.as_subclass(Tensor)),
                           **{k:[list(o) if is_listy(o) else float(o) for o in getattr(rec, k)] for k in self._lists})
         with atomic_write(self.path/'state.pt') as tmp: torch.save(self.state, tmp)
 
     def after_fit(self):
-        if self.fitting: self.dls.train.part,self.dls.train.order = (0,1),None
+        if is_fitting(self.learn): self._whole()
+
+    def _whole(self):
+        if self.parted is not None: self.parted.part,self.parted.order = (0,1),None
+        self.parted = None
+
+    @property
+    def learn(self): return self.__dict__.get('_learn')
+    @learn.setter
+    def learn(self, learn): # also after a fit that an error or Ctrl-C ended: the next one reads all of the text
+        self._whole()
+        self.__dict__['_learn'] = learn
 
     def load_best(self,
         learn:Learner, # To load into
@@ -596,7 +613,7 @@ class Checkpoints(Callback):
 
     _docs = dict(before_fit="Take up what was written, if anything was", before_epoch="Say which part is read, and seed what is random",
                  before_train="Start the clock", after_batch="Count the tokens", after_train="Stop the clock",
-                 after_epoch="Write what it takes to go on", after_fit="Leave the loader as it was")
+                 after_validate="Note the loss", after_epoch="Write what it takes to go on", after_fit="Leave the loader as it was")
 
 # %% ../nbs/11_lm.ipynb #1ea4ac93
 def word_perplexity(

@@ -29,7 +29,9 @@ def reading_in_chunks(
 ):
     "A context in which `learn` reads documents in chunks of their own, whether it has a `BPT3C` or not"
     cbs = [] if learn._grab_cbs(BPT3C) else [BPT3C(nested_attr(get_model(learn.model), '0.bptt', 70))]
-    try: learn.add_cbs(cbs)
+    try:
+        for cb in learn._grab_cbs(BPT3C): cb._follow() # the learner may have been given another model since
+        learn.add_cbs(cbs)
     except TypeError as e: raise UlmfitError(f"cannot predict with this learner: {e}") from e
     try: yield get_model(learn.model)
     finally: learn.remove_cbs(cbs)
@@ -47,7 +49,7 @@ def probabilities(
 ) -> Tensor: # Probabilities, of the same shape
     "The outputs after the activation of the learner's loss"
     act = getattr(learn.loss_func, 'activation', None)
-    if act is None: return out.sigmoid() if is_multi(learn) else out.softmax(-1)
+    if act is None: return out.sigmoid() if is_multi(learn) else out.softmax(-1) if out.shape[-1]>1 else out
     return act(out)
 
 def decisions(
@@ -128,12 +130,14 @@ class Predictor:
         with self.learn.lock, reading_in_chunks(self.learn) as model: return self._run(ifnone(self.int8, model), ids, progress)
 
     def _run(self, model, ids, progress):
+        if model is not self.int8: model.to(self.learn.dls.device) # as `get_preds` does, before the first event
+        device = one_param(model).device.type
         res  = torch.zeros(len(ids), [m for m in model[1].modules() if isinstance(m, nn.Linear)][-1].out_features)
         docs = [torch.as_tensor(o, dtype=torch.long) for o in ids]
         docs = [o[o!=model[0].pad_idx] for o in docs]
         show = progress and sum(map(len, docs))>10_000 and hasattr(self.learn, 'progress')
         bar  = iter(progress_bar(range_of(docs), leave=False) if show else docs)
-        with evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.inference_mode(), torch.autocast(device, enabled=False):
             for done,pooled in model[0].pool_each(docs, self.max_tokens):
                 res[done.cpu()] = model[1]((pooled.to(one_param(model[1]).dtype),None,None))[0].float().cpu()
                 for _ in done: next(bar)
