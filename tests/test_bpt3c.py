@@ -210,3 +210,16 @@ def test_gpu_mixed_precision_fits(amp, tmp_path):
         with learn.no_bar(), learn.no_logging(): learn.fit(4, 0.01)
         first,last = learn.recorder.losses[0],learn.recorder.losses[-1]
         assert torch.isfinite(last) and last<first
+
+@pytest.mark.parametrize('often', [1, 7, 50])
+def test_remembered_words_change_nothing(often, monkeypatch):
+    enc,rng = classifier(dtype=torch.float32)[0].eval(),np.random.default_rng(0)
+    docs,got = [torch.from_numpy(2+rng.zipf(1.5, 20*i)%38) for i in range(1, 9)],[]
+    for n in (often, 10**6):
+        monkeypatch.setattr(_Dropped, 'often', n)
+        drop = _Dropped(enc.module, 8, training=False)
+        drop.remember(torch.cat(docs))
+        assert (drop.known is not None)==(n==often)
+        got.append(torch.empty(8, 18))
+        for i,o in enc.pool_each(docs, 64, 8): got[-1][i] = o
+    assert torch.allclose(*got, atol=1e-6)

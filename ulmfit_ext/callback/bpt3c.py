@@ -78,6 +78,7 @@ class _AsIs:
 
 class _Dropped:
     "An `AWD_LSTM` with dropout applied, its masks drawn once for a batch of documents"
+    often = 4096
     def __init__(self, awd, bs, training):
         p = (lambda o: o) if training else (lambda o: 0.)
         self.emb = awd.encoder.weight
@@ -88,6 +89,7 @@ class _Dropped:
         weights = [self._weights(rnn, p) for rnn in awd.rnns]
         self.params = [self.emb] + [w for ws in weights if ws for w in ws]
         self.layers = [self._layer(ws, bs) if ws else _AsIs(rnn) for ws,rnn in zip(weights, awd.rnns)]
+        self.known = None
 
     @staticmethod
     def _weights(rnn, p):
@@ -120,12 +122,28 @@ class _Dropped:
         "The rows `span` of all tapes"
         return [t if t is None else o.part(t, span.start, span.stop) for o,t in zip(self.layers, tapes)]
 
+    def remember(self, ids):
+        "Where much is read without dropout: compute once what the `often` most frequent words of `ids` contribute to the gates of the first layer"
+        first = self.layers[0]
+        if not isinstance(first, StepLSTM) or len(ids)<8*self.often: return
+        often = ids.bincount(minlength=len(self.emb)).topk(min(self.often, len(self.emb))).indices
+        self.known,self.place = first.from_inputs(self.emb.detach()[often]),ids.new_full((len(self.emb),), -1)
+        self.place[often] = torch.arange(len(often))
+
+    def _from_words(self, x):
+        "What the words `x` contribute to the gates of the first layer: remembered, or computed where they are rare"
+        place = self.place[x]
+        rare,w_x = place<0,F.embedding(place.clamp(min=0), self.known)
+        w_x[rare] = self.layers[0].from_inputs(self.emb.detach()[x[rare]])
+        return w_x
+
     def read(self, x, rows, state, tapes=None, lens=None):
         "Outputs and new state for ids `x`, shape (steps, rows), of the documents `rows`; with `lens` the state is the one at each row's end"
         out,new = F.embedding(x, self.emb.detach()),[]
         if self.word is not None: out = out * self.word[x]
-        for layer,mask,hc,tape in zip(self.layers, self.masks, state, tapes or [None]*len(state)):
-            out,*hc = layer.read(out, *hc, tape, lens, None if mask is None else mask[rows])
+        for i,(layer,mask,hc,tape) in enumerate(zip(self.layers, self.masks, state, tapes or [None]*len(state))):
+            more = {} if i or self.known is None else dict(w_x=self._from_words(x))
+            out,*hc = layer.read(out, *hc, tape, lens, None if mask is None else mask[rows], **more)
             new.append(hc)
         return out, new
 
@@ -311,6 +329,7 @@ class ChunkedEncoder(Module):
         lens,ids = tensor([len(o) for o in docs]).to(device),torch.cat(docs).as_subclass(Tensor).to(device)
         begin,queue,doc = lens.cumsum(0)-lens,lens.argsort(descending=True)[:int((lens>0).sum())],lens[:0]
         drop,pos = _Dropped(self.module, min(rows, len(docs)), training=False),lens[:0]
+        drop.remember(ids)
         state,pool = drop.zeros(0),RunningPool(lens[:0], self.module.emb_sz, torch.promote_types(drop.emb.dtype, torch.float32))
         if len(queue)<len(lens): yield (lens==0).nonzero()[:,0], pool.tot.new_zeros(len(lens)-len(queue), 3*pool.tot.shape[1])
         while len(doc) or len(queue):

@@ -62,14 +62,16 @@ class StepLSTM:
         tape:tuple=None, # Where to leave what `backward` needs
         lens:Tensor=None, # The state after so many steps of each row is wanted, shape (rows,); None: after all
         mask:Tensor=None, # Dropout of the inputs, shape (rows, n_in); `backward` gives the gradient of the inputs as dropped
+        w_x:Tensor=None, # What `from_inputs` gives for `x`, where it is known already, shape (steps, rows, 4*n_out); used up
     ) -> tuple: # Outputs (steps, rows, n_out); output and cell at the end
         "Read `x` from the state `h,c`"
         xs,g,hs,cs = tape or (None, None, *(o.new_empty(len(x)+1, *o.shape) for o in (h,c)))
         if mask is not None:    x = torch.mul(x, mask, out=xs)
         elif tape is not None:  x = xs.copy_(x)
         hs[0],cs[0] = h,c
-        w_x = torch.addmm(self.b, x.flatten(0, 1), self.w_ih.T, out=g.flatten(0, 1) if g is not None and g.is_contiguous() else None)
-        w_x = w_x.view(*x.shape[:2], -1)
+        if w_x is None:
+            w_x = self.from_inputs(x.flatten(0, 1), g.flatten(0, 1) if g is not None and g.is_contiguous() else None)
+            w_x = w_x.view(*x.shape[:2], -1)
         if g is None: g = w_x
         from_zero = not h.any() # then the first step has nothing to multiply
         for t,(wx,gt,i_f,i,f,z,o,h,c,h1,c1) in enumerate(zip(w_x, g, g[...,:2*h.shape[1]], *g.chunk(4, 2), hs, cs, hs[1:], cs[1:])):
@@ -102,6 +104,13 @@ class StepLSTM:
         g = g.flatten(0, 1)
         if self.trains: self._add(g, x.flatten(0, 1), hs[:-1].flatten(0, 1))
         return (g @ self.w_ih).view_as(x) if needs_x else None, d, d_c
+
+    def from_inputs(self,
+        x:Tensor, # Inputs, shape (rows, n_in)
+        out:Tensor=None, # Where to put it
+    ) -> Tensor: # Shape (rows, 4*n_out)
+        "What inputs contribute to the gates, biases among it"
+        return torch.addmm(self.b, x, self.w_ih.T, out=out)
 
     def _add(self, g, x, h):
         if self.grad is None: self.grad = [torch.zeros_like(o) for o in (self.w_ih,self.w_hh,self.b)]
