@@ -1,11 +1,12 @@
 "Language models from outside: weights that move between plain fastai and here, and those that fastai downloads."
-import http.server,json,math,pickle,tarfile,threading,time,types,warnings
+import http.server,json,math,pickle,tarfile,threading,time,types
 from contextlib import nullcontext
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import *
 from fastai.text.models.core import _model_meta
 from safetensors.torch import load_file
 from ulmfit_ext.callback.groups import is_fitting
+from ulmfit_ext.callback.schedule import SkipTo
 from ulmfit_ext.data import *
 from ulmfit_ext.lm import *
 from ulmfit_ext.classifier import *
@@ -443,22 +444,41 @@ def test_checkpoints_stay_out_of_a_validation_in_between(tmp_path, quiet):
     for (k,a),b in zip(plain.model.state_dict().items(), nosy.model.state_dict().values(), strict=True): assert torch.equal(a, b), k
     a,b = [json.loads((tmp_path/o/'config.json').read_text())['directions']['forward'] for o in ('plain','nosy')]
     for k in ('perplexity','tokens','best_part','epochs'): test_eq(a[k], b[k])
+    test_eq(*[[valid for _,valid in o['history']] for o in (a,b)]) # fastai begins anew with its running mean of the training loss
 
 def test_checkpoints_alone(dls, quiet, tmp_path):
     "A plain fit goes on from them, too, and one that was interrupted leaves the loader whole"
-    def fit(learn, **kwargs): learn.fit(3, 1e-3, cbs=[Checkpoints(tmp_path/'c', n_parts=2), *L(kwargs.get('cbs'))])
     learn = lm_learner(dls.lm_fwd, size)
-    with pytest.raises(KeyboardInterrupt): fit(learn, cbs=Kill(1, 0))
+    with pytest.raises(KeyboardInterrupt): learn.fit(3, 1e-3, cbs=[Checkpoints(tmp_path/'c', n_parts=2), Kill(1, 0)])
     test_eq(learn.dls.train.part, (0,1))
     test_is(learn.dls.train.order, None)
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        test_eq(Checkpoints(tmp_path/'c').done, 1)
+    keep = Checkpoints(tmp_path/'c', n_parts=2)
+    test_eq(keep.done, 1)
+    learn = lm_learner(dls.lm_fwd, size)
+    learn.fit(3, 1e-3, cbs=[keep, SkipTo(keep.done)])
+    test_eq((keep.done, len(learn.recorder.values), len(keep.state['history'])), (3,3,3))
+
+def test_an_epoch_that_was_cancelled_is_no_checkpoint(dls, quiet, tmp_path):
+    class Cancel(Callback):
+        def before_batch(self):
+            if self.training and self.epoch==1: raise CancelEpochException
+    keep = Checkpoints(tmp_path/'c')
+    lm_learner(dls.lm_fwd, size).fit(2, 1e-3, cbs=[keep, Cancel()])
+    test_eq(keep.done, 1)
+
+def test_a_run_that_ended_before_it_was_saved_leaves_the_loader_whole(tmp_path, quiet, monkeypatch):
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    texts = table(200).text.tolist()
+    with monkeypatch.context() as m:
+        m.setattr('ulmfit_ext.lm.save_lm', stop)
+        with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **kw)
+    test_eq(pretrain_lm(texts, tmp_path/'lm', **kw).dls.train.part, (0,1))
 
 def test_a_budget_gives_back_the_limit_that_it_found(dls, quiet, monkeypatch):
     now = [1000.]
     monkeypatch.setattr('ulmfit_ext.lm.time', types.SimpleNamespace(time=lambda: now[0]))
     class Tick(Callback):
+        run_valid = False
         def before_batch(self): now[0] += 6.
     learn = lm_learner(dls.lm_fwd, size)
     learn.dls.train.max_batches = 3

@@ -805,7 +805,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'ulmfit_ext.lm._light': ('lm.html#_light', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._lstm_bf16': ('lm.html#_lstm_bf16', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._of_side': ('lm.html#_of_side', 'ulmfit_ext/lm.py'),
-                               'ulmfit_ext.lm._place_of': ('lm.html#_place_of', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._read_lm_folder': ('lm.html#_read_lm_folder', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._short': ('lm.html#_short', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._sizes': ('lm.html#_sizes', 'ulmfit_ext/lm.py'),

@@ -405,7 +405,7 @@ def _light(learn):
 @docs
 class TimeBudget(Callback):
     "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit; for learners whose training loader is a `LMLoader`"
-    order,run_valid,cut = STLR.order,False,None
+    order,run_valid,cut,_stateattrs = STLR.order,False,None,('cut',)
     def __init__(self,
         minutes:float, # How long to train
         cut_frac:float=0.1, # Fraction of the time in which the rate climbs
@@ -520,12 +520,10 @@ def _key(*parts):
     "A short name for settings: other settings, another name"
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_described).encode()).hexdigest()[:12]
 
-def _place_of(name, recorder): return list(recorder.metric_names[1:]).index(name) # in a row of its `values`
-
 @docs
 class Checkpoints(Callback):
     "After each epoch write what it takes to go on from there, and keep the best weights; for learners whose training loader is a `LMLoader`"
-    order,parted = Recorder.order+10,None
+    order,parted,_stateattrs = Recorder.order+10,None,('parted',)
     _lists = 'values','losses','lrs','iters'
     def __init__(self,
         path, # Folder to write to
@@ -533,9 +531,9 @@ class Checkpoints(Callback):
         seed:int=42, # Of what is random in an epoch, together with its number
     ):
         store_attr(but='path')
-        self.path,self.state = Path(path),dict(done=0, elapsed=0., best=math.inf, best_epoch=-1, tokens=0, **{k:[] for k in self._lists})
+        self.path,self.state = Path(path),dict(done=0, elapsed=0., best=math.inf, best_epoch=-1, tokens=0, history=[], **{k:[] for k in self._lists})
         if (self.path/'state.pt').exists():
-            try: self.state = torch.load(self.path/'state.pt', map_location='cpu', weights_only=True)
+            try: self.state.update(torch.load(self.path/'state.pt', map_location='cpu', weights_only=True))
             except (pickle.UnpicklingError, EOFError, RuntimeError) as e:
                 (self.path/'state.pt').replace(self.path/'broken.pt')
                 warn(f"The checkpoint in {path} cannot be read ({e}) and is now called broken.pt: training begins anew")
@@ -551,7 +549,8 @@ class Checkpoints(Callback):
 
     def before_fit(self):
         if not is_fitting(self.learn): return
-        self.began = time.time()-self.elapsed
+        self._whole()
+        self.began,self.parted = time.time()-self.elapsed,self.dls.train
         if not self.done: return
         load_weights(self.learn.model, self.state['model'], f'the weights in {self.path}')
         for p,s in zip(self.opt.all_params().itemgot(0), self.state['opt']): self.opt.state[p] = to_device(dict(s), p.device)
@@ -560,27 +559,30 @@ class Checkpoints(Callback):
 
     def before_epoch(self):
         if not is_fitting(self.learn): return
-        self.at,self.parted = self.epoch,self.dls.train # a validation in between sets `epoch` to 0
+        self.at,self.valid_loss = self.epoch,None # a validation in between sets `epoch` to 0
         set_seed(self.seed + self.at)
         self.parted.part,self.parted.order = (self.at%self.n_parts, self.n_parts),[self.seed, self.at//self.n_parts]
 
     def before_train(self): self.start,self.n_tok = time.time(),0
     def after_batch(self):
         if self.training: self.n_tok += self.xb[0].numel()
-    def after_train(self): self.tok_s = round(self.n_tok/(time.time()-self.start))
+    def after_train(self):
+        self.tok_s = round(self.n_tok/(time.time()-self.start))
+        self.train_loss = float(self.recorder.smooth_loss.value)
 
     def after_validate(self):
         if is_fitting(self.learn): self.valid_loss = float(self.recorder.loss.value)
 
     def after_epoch(self):
-        if not is_fitting(self.learn): return
         loss = self.valid_loss
+        if not is_fitting(self.learn) or loss is None: return # None: another callback has cancelled the epoch
         if not math.isfinite(loss): raise UlmfitError(f"The loss is {loss} after part {self.at+1}: a lower learning rate helps, or gradients that are clipped (`clip`). "
                                                       + ("What was written before is kept" if self.done else "Nothing was written"))
         if loss < self.state['best']:
             self.state.update(best=loss, best_epoch=self.at)
             save_weights(self.learn.model, self.path/'best.safetensors')
         rec = self.recorder
+        self.state['history'].append([round(o, 4) for o in (self.train_loss,loss)])
         self.state.update(done=self.at+1, elapsed=time.time()-self.began, tokens=self.state['tokens']+self.n_tok, model=get_model(self.learn.model).state_dict(),
                           opt=[dict(self.opt.state[p]) for p in self.opt.all_params().itemgot(0)], smooth=(rec.smooth_loss.count, rec.smooth_loss.val.as_subclass(Tensor)),
                           **{k:[list(o) if is_listy(o) else float(o) for o in getattr(rec, k)] for k in self._lists})
@@ -612,7 +614,7 @@ class Checkpoints(Callback):
         shutil.rmtree(self.path, ignore_errors=True)
 
     _docs = dict(before_fit="Take up what was written, if anything was", before_epoch="Say which part is read, and seed what is random",
-                 before_train="Start the clock", after_batch="Count the tokens", after_train="Stop the clock",
+                 before_train="Start the clock", after_batch="Count the tokens", after_train="Stop the clock, and note the loss",
                  after_validate="Note the loss", after_epoch="Write what it takes to go on", after_fit="Leave the loader as it was")
 
 # %% ../nbs/11_lm.ipynb #1ea4ac93
@@ -700,8 +702,7 @@ def pretrain_lm(
     loss,state = keep.load_best(learn),keep.state
     ppl,(word_ppl,unknown) = math.exp(loss),word_perplexity(loss, dls)
     about = dict(perplexity=round(ppl, 2), perplexity_per_word=round(word_ppl, 2), unknown=round(unknown, 4), tokens=state['tokens'], minutes=round(state['elapsed']/60, 1),
-                 tokens_per_second=round(state['tokens']/state['elapsed']), epochs=round(state['tokens']/n_tok, 2), best_part=state['best_epoch']+1,
-                 history=[[round(float(o[_place_of(k, learn.recorder)]), 4) for k in ('train_loss','valid_loss')] for o in state['values']])
+                 tokens_per_second=round(state['tokens']/state['elapsed']), epochs=round(state['tokens']/n_tok, 2), best_part=state['best_epoch']+1, history=state['history'])
     save_lm(learn, path, half, **{**settings, **about}, bits=16 if half else 32, documents=len(dls.train_ds)+len(dls.valid_ds), key=key)
     keep.remove()
     print(f"Perplexity {ppl:.1f} a token and {word_ppl:.1f} a word on documents held out, where {unknown:.1%} of the words are unknown, "

@@ -116,18 +116,19 @@ def fit_lm(self:ULMFiT,
     lr_max:float=None, # Peak learning rate; default: the paper's 0.004 with `pretrained`, 0.01 from scratch
     drop_mult:float=0.5, # Multiplies all dropouts
     minutes:float=None, # Train each direction for about so long instead
+    clip:float=0.25, # Gradients are made no longer than this; None: left as they are
     **kwargs
 ) -> 'ULMFiT': # Itself
     "Stage two: fine-tune the language model of each direction on the training texts and those without labels; the validation texts measure it. What is on disk already is read"
     self._can_train()
     if lr_max is None: lr_max = 0.01 if self.pretrained is None else 0.004
-    key = _key(n_epoch, lr_max, drop_mult, minutes, kwargs) # before anything in it is used, and changes
+    key = _key(n_epoch, lr_max, drop_mult, minutes, clip, kwargs) # before anything in it is used, and changes
     for side in self.sides:
         dls,folder = self._dls('lm', side),self.path/'lm'/f"{side}-{self.base[side]}-{key}"
         def _read(): return lm_learner(dls, self.config, drop_mult, folder, verbose=False)
         learn = self._from_disk('Language model', side, folder/'config.json', _read)
         if learn is None:
-            learn = finetune_lm(dls, self.pretrained, self.config, n_epoch, lr_max, drop_mult=drop_mult, minutes=minutes, **kwargs)
+            learn = finetune_lm(dls, self.pretrained, self.config, n_epoch, lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, **kwargs)
             shutil.rmtree(folder, ignore_errors=True) # what was damaged
             save_lm(learn, folder, pretrained=str(self.pretrained), losses=[list(map(float, o)) for o in learn.recorder.values])
             save_figure(loss_curve(learn), self.path/f'lm_{side}.png')

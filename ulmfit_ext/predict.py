@@ -46,7 +46,7 @@ def is_multi(
 def probabilities(
     learn:Learner, # A text classifier
     out:Tensor, # Its outputs, shape (texts, classes)
-) -> Tensor: # Probabilities, of the same shape
+) -> Tensor: # Probabilities, of the same shape; where there is one output, and the loss has no activation, that
     "The outputs after the activation of the learner's loss"
     act = getattr(learn.loss_func, 'activation', None)
     if act is None: return out.sigmoid() if is_multi(learn) else out.softmax(-1) if out.shape[-1]>1 else out
@@ -58,7 +58,7 @@ def decisions(
 ) -> Tensor: # Class numbers, shape (texts,); where there can be several labels bools, shape (texts, classes)
     "What the learner's loss decides, given the probabilities"
     dec = getattr(learn.loss_func, 'decodes', None)
-    if dec is None: return probs>0.5 if is_multi(learn) else probs.argmax(-1)
+    if dec is None: return probs>0.5 if is_multi(learn) else probs.argmax(-1) if probs.shape[-1]>1 else probs
     return dec(probs)
 
 # %% ../nbs/13_predict.ipynb #2af76f60

@@ -130,11 +130,11 @@ class _Dropped:
         self.known,self.place = first.from_inputs(self.emb.detach()[often]),ids.new_full((len(self.emb),), -1)
         self.place[often] = torch.arange(len(often))
 
-    def _from_words(self, x):
-        "What the words `x` contribute to the gates of the first layer: remembered, or computed where they are rare"
+    def _from_words(self, x, emb):
+        "What the words `x`, with embeddings `emb`, contribute to the gates of the first layer: remembered, or computed where they are rare"
         place = self.place[x]
         rare,w_x = place<0,F.embedding(place.clamp(min=0), self.known)
-        w_x[rare] = self.layers[0].from_inputs(self.emb.detach()[x[rare]])
+        w_x[rare] = self.layers[0].from_inputs(emb[rare])
         return w_x
 
     def read(self, x, rows, state, tapes=None, lens=None):
@@ -142,7 +142,7 @@ class _Dropped:
         out,new = F.embedding(x, self.emb.detach()),[]
         if self.word is not None: out = out * self.word[x]
         for i,(layer,mask,hc,tape) in enumerate(zip(self.layers, self.masks, state, tapes or [None]*len(state))):
-            more = {} if i or self.known is None else dict(w_x=self._from_words(x))
+            more = {} if i or self.known is None else dict(w_x=self._from_words(x, out))
             out,*hc = layer.read(out, *hc, tape, lens, None if mask is None else mask[rows], **more)
             new.append(hc)
         return out, new

@@ -110,7 +110,7 @@ def fit_stlr(self:Learner,
     "Fit for `n_epoch` with slanted triangular learning rates (section 3.2)"
     if not 0<=start_epoch<=n_epoch: raise ValueError(f"start_epoch is {start_epoch}: it must lie between 0 and n_epoch ({n_epoch})")
     if start_epoch==n_epoch: return
-    for p,*_ in self.opt.all_params() if self.opt is not None else []:
+    for p in self.model.parameters():
         if not p.requires_grad: p.grad = None # fastai would step on an old one, and decay the weight
     cbs = L(STLR(cut_frac, ratio)) + L(cbs) + (L(SkipTo(start_epoch)) if start_epoch else L())
     if hasattr(self, 'recorder') and not any(isinstance(cb, GroupRecorder) or cb is GroupRecorder for cb in self.cbs + cbs): cbs.append(GroupRecorder())
