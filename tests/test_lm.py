@@ -457,6 +457,8 @@ def test_checkpoints_alone(dls, quiet, tmp_path):
     learn = lm_learner(dls.lm_fwd, size)
     learn.fit(3, 1e-3, cbs=[keep, SkipTo(keep.done)])
     test_eq((keep.done, len(learn.recorder.values), len(keep.state['history'])), (3,3,3))
+    learn.add_cb(Checkpoints(tmp_path/'other')).validate() # nothing to write where nothing was trained
+    assert not (tmp_path/'other').exists()
 
 def test_an_epoch_that_was_cancelled_is_no_checkpoint(dls, quiet, tmp_path):
     class Cancel(Callback):

@@ -571,11 +571,11 @@ class Checkpoints(Callback):
         self.train_loss = float(self.recorder.smooth_loss.value)
 
     def after_validate(self):
-        if is_fitting(self.learn): self.valid_loss = float(self.recorder.loss.value)
+        if is_fitting(self.learn): self.valid_loss = self.recorder.loss.value # None: another callback has cancelled it
 
     def after_epoch(self):
-        loss = self.valid_loss
-        if not is_fitting(self.learn) or loss is None: return # None: another callback has cancelled the epoch
+        if not is_fitting(self.learn) or self.valid_loss is None: return
+        loss = float(self.valid_loss)
         if not math.isfinite(loss): raise UlmfitError(f"The loss is {loss} after part {self.at+1}: a lower learning rate helps, or gradients that are clipped (`clip`). "
                                                       + ("What was written before is kept" if self.done else "Nothing was written"))
         if loss < self.state['best']:
