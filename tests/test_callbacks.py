@@ -325,6 +325,12 @@ def test_bpt3c_refuses_a_head_that_pools_otherwise(tmp_path):
     with pytest.raises(TypeError, match='SentenceEncoder, MeanHead'): learn.add_cb(BPT3C())
     assert type(learn.model[0]) is SentenceEncoder
 
+def test_bpt3c_refuses_layers_that_are_no_lstms(tmp_path):
+    learn = text(tmp_path)
+    learn.model[0].module.rnns[1] = nn.GRU(8, 8, batch_first=True)
+    with pytest.raises(TypeError, match='layers are of another kind, GRU'): learn.add_cb(BPT3C())
+    assert type(learn.model[0]) is SentenceEncoder
+
 def test_bpt3c_regularizes_an_encoder_without_dropout(tmp_path):
     "As fastai: whether the encoder is in training mode does not matter, only whether the learner is"
     class Still(Callback):

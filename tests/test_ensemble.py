@@ -6,6 +6,7 @@ from fastai.text.all import (AWD_LSTM,Callback,CrossEntropyLossFlat,CSVLogger,F1
     Perplexity,RocAucBinary,SaveModelCallback,TextDataLoaders,ValueMetric,accuracy,accuracy_multi,get_c,language_model_learner,text_classifier_learner)
 from torch import nn
 from ulmfit_ext.callback.bpt3c import BPT3C
+from ulmfit_ext.callback.lstm import Int8LSTM,StepLSTM
 from ulmfit_ext.data import UlmfitError,text_vocab,ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble,label_targets,mean_logits
 from ulmfit_ext.predict import Predictor
@@ -105,6 +106,25 @@ def test_int8_is_close_and_a_snapshot(fresh):
     assert not torch.equal(a, b) and (a-b).abs().max()<.02
     fresh.fit(1, 0.05)
     assert torch.equal(int8(texts), b) and not torch.equal(p32(texts), a)
+
+def test_int8_reads_many_rows_and_few(fresh, monkeypatch):
+    "More rows than `Int8LSTM.few` take another way, which is as close"
+    texts,ways,read = make_df(40, seed=5).text.tolist(),set(),StepLSTM.read
+    monkeypatch.setattr(StepLSTM, 'read', lambda self, *args: (ways.add(type(self)), read(self, *args))[1])
+    fresh.fit(1, 0.01)
+    want,int8 = Predictor(fresh.fwd)(texts),Predictor(fresh.fwd, quantize=True)
+    for few in (0,1000):
+        ways.clear()
+        monkeypatch.setattr(Int8LSTM, 'few', few)
+        got = int8(texts)
+        assert 0<(got-want).abs().max()<.02 and ways==({Int8LSTM} if few==0 else set())
+
+def test_int8_restores_the_engine_and_names_weights_that_are_not_finite(fresh):
+    was = torch.backends.quantized.engine
+    Predictor(fresh.fwd, quantize=True)
+    assert torch.backends.quantized.engine==was
+    fresh.fwd.model[0].module.rnns[1].weight_hh_l0_raw.data[0,0] = float('nan')
+    with raises('layer 2.*not finite'): Predictor(fresh.fwd, quantize=True)
 
 def test_no_text_classifier():
     dls = TextDataLoaders.from_df(make_df(), text_col='text', is_lm=True, bs=4, seq_len=5, valid_pct=.2)

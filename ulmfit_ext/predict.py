@@ -8,6 +8,7 @@ __all__ = ['evaluating', 'reading_in_chunks', 'is_multi', 'probabilities', 'deci
 # %% ../nbs/13_predict.ipynb #042b6948
 from fastai.text.all import *
 from copy import deepcopy
+from .callback.lstm import *
 from .callback.bpt3c import *
 from .data import *
 
@@ -77,12 +78,13 @@ def int8_copy(
     model, # A text classifier over `AWD_LSTM`
 ): # A copy of `model` on the CPU, in `eval` mode, for prediction only
     "Copy `model` with its LSTMs in 8-bit integers; `model` stays as it is. Raises `UlmfitError` where PyTorch cannot"
-    rnns = model[0].module.rnns
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # PyTorch plans to move these functions to another package
-        try: int8 = torch.ao.quantization.quantize_dynamic(nn.ModuleList(map(_plain_lstm, rnns)), {nn.LSTM}, dtype=torch.qint8)
-        except (AttributeError, ImportError, RuntimeError, NotImplementedError) as e:
-            raise UlmfitError(f"quantize=True: PyTorch {torch.__version__} cannot quantize LSTMs here ({e}); use quantize=False") from e
+    rnns  = model[0].module.rnns
+    lstms = L(rnns).map(_plain_lstm)
+    bad   = [i for i,o in enumerate(lstms, 1) if not all(p.isfinite().all() for p in o.parameters())]
+    if bad: raise UlmfitError(f"quantize=True: the weights of LSTM layer {bad[0]} are not finite, so training must have diverged")
+    try: int8 = nn.ModuleList(lstms.map(Int8LSTM))
+    except (AttributeError, ImportError, RuntimeError, NotImplementedError) as e:
+        raise UlmfitError(f"quantize=True: PyTorch {torch.__version__} cannot quantize LSTMs here ({e}); use quantize=False") from e
     return deepcopy(model, {id(rnns): int8}).cpu().eval().requires_grad_(False)
 
 # %% ../nbs/13_predict.ipynb #110a620d

@@ -66,15 +66,8 @@ class RunningPool:
         return torch.cat([self.last, torch.where(lens>0, self.max, 0.), self.tot/lens.clamp(min=1)], 1)
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #0b527ed8
+def _inside(rnn): return rnn.module if isinstance(rnn, WeightDropout) else rnn
 def _mask(x, shape, p): return dropout_mask(x, shape, p) if p else None
-
-class _AsIs:
-    "A layer of another kind, such as one in 8-bit integers: for reading only"
-    joins = trains = False
-    def __init__(self, rnn): store_attr()
-    def read(self, x, h, c, tape=None, lens=None, mask=None):
-        out,(h,c) = self.rnn(x.transpose(0, 1), (h[None],c[None]))
-        return out.transpose(0, 1), h[0], c[0]
 
 class _Dropped:
     "An `AWD_LSTM` with dropout applied, its masks drawn once for a batch of documents"
@@ -86,17 +79,16 @@ class _Dropped:
         self.masks = [_mask(self.emb.data, (bs, awd.emb_sz), p(awd.input_dp.p))]
         self.masks += [_mask(self.emb.data, (bs, awd.n_hid), p(dp.p)) for dp in awd.hidden_dps[:-1]]
         self.dims  = [awd.n_hid]*(awd.n_layers-1) + [awd.emb_sz]
-        weights = [self._weights(rnn, p) for rnn in awd.rnns]
-        self.params = [self.emb] + [w for ws in weights if ws for w in ws]
-        self.layers = [self._layer(ws, bs) if ws else _AsIs(rnn) for ws,rnn in zip(weights, awd.rnns)]
+        weights = [[] if isinstance(rnn, Int8LSTM) else self._weights(rnn, p) for rnn in awd.rnns]
+        self.params = [self.emb] + [w for ws in weights for w in ws]
+        self.layers = [self._layer(ws, bs) if ws else rnn for ws,rnn in zip(weights, awd.rnns)]
         self.known = None
 
     @staticmethod
     def _weights(rnn, p):
-        "The weights of a layer, dropped where `WeightDropout` says so; None for a layer of another kind"
+        "The weights of a layer, dropped where `WeightDropout` says so"
         raw,drop = (rnn.layer_names,p(rnn.weight_p)) if isinstance(rnn, WeightDropout) else ([],0.)
-        lstm = rnn.module if isinstance(rnn, WeightDropout) else rnn
-        if not isinstance(lstm, nn.LSTM): return None
+        lstm = _inside(rnn)
         def _w(n): return getattr(lstm, n) if n not in raw else F.dropout(getattr(rnn, f'{n}_raw'), drop) if drop else getattr(rnn, f'{n}_raw')
         return [_w(f'{n}_l0') for n in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh')]
 
@@ -416,6 +408,8 @@ class BPT3C(Callback):
                 _reads_as(enc, SentenceEncoder, ChunkedEncoder) and _reads_as(head, PoolingLinearClassifier, PooledClassifier)):
             raise TypeError("BPT3C needs a text classifier over AWD_LSTM, as `text_classifier_learner` makes: "
                             f"this learner's model is a {type(model).__name__} of {', '.join(type(o).__name__ for o in model.children())}")
+        other = [type(o).__name__ for o in map(_inside, awd.rnns) if not isinstance(o, (nn.LSTM, Int8LSTM))]
+        if other: raise TypeError(f"BPT3C reads the weights of LSTMs: this encoder's layers are of another kind, {other[0]}")
         self.__dict__['_own'] = enc,head
         model[0] = ChunkedEncoder(awd, self.bptt, self.max_len, self.checkpoint, getattr(enc, 'pad_idx', 1), self.cross).train(enc.training)
         model[1] = PooledClassifier(head.layers).train(head.training)
