@@ -206,13 +206,14 @@ class Int8LSTM(StepLSTM, Module):
         lstm:nn.LSTM, # One layer in one direction, on the CPU; it stays as it is
     ):
         "Raises what PyTorch does where it cannot quantize: `RuntimeError`, `NotImplementedError` or `AttributeError`"
-        vnni = getattr(torch.cpu, '_is_vnni_supported', lambda: False)() and 'onednn' in torch.backends.quantized.supported_engines
-        self.reduce_range = not vnni
+        engine,has_vnni = torch.backends.quantized.engine,getattr(torch.cpu, '_is_vnni_supported', lambda: False)()
+        onednn = 'onednn' if 'onednn' in torch.backends.quantized.supported_engines else engine
+        self.reduce_range = not has_vnni
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # PyTorch plans to move these functions to another package
             self.lstm = torch.ao.quantization.quantize_dynamic(nn.ModuleList([lstm]), {nn.LSTM}, dtype=torch.qint8)[0]
-            with _engine('onednn' if vnni else torch.backends.quantized.engine):
-                self.ih,self.hh = _int8(lstm.weight_ih_l0, lstm.bias_ih_l0.detach()+lstm.bias_hh_l0.detach()),_int8(lstm.weight_hh_l0)
+            with _engine(onednn): self.ih = _int8(lstm.weight_ih_l0, lstm.bias_ih_l0.detach()+lstm.bias_hh_l0.detach())
+            with _engine(onednn if has_vnni else engine): self.hh = _int8(lstm.weight_hh_l0)
 
     def read(self, x, h, c, tape=None, lens=None, mask=None, w_x=None):
         if x.shape[1]>self.few or w_x is not None or lens is not None: return super().read(x, h, c, tape, lens, mask, w_x)
