@@ -76,6 +76,14 @@ def test_line_ends_and_marks_of_other_systems(tmp_path):
     (tmp_path/'x.jsonl').write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two"}\r\n')
     assert list(TextStream(tmp_path/'x.jsonl'))==['one','two']
 
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-be'])
+@pytest.mark.parametrize('name', ['x.txt', 'x.txt.gz'])
+def test_utf_16_is_named(tmp_path, name, encoding):
+    data = ('\ufeff' if encoding.endswith('be') else '').encode(encoding) + 'one text'.encode(encoding)
+    (tmp_path/name).write_bytes(gzip.compress(data) if name.endswith('gz') else data)
+    for corpus in (tmp_path/name, tmp_path):
+        with pytest.raises(UlmfitError, match=f'{name}.*is UTF-16: save it as UTF-8'): list(TextStream(corpus))
+
 def test_a_text_file_without_blank_lines_is_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(D, '_longest', 100)
     text = ' '.join(words*20)+'\n'+'\n'.join(words*5)

@@ -423,9 +423,9 @@ def test_gradients_are_clipped(dls, quiet, tmp_path):
     class Note(Callback):
         def before_fit(self): self.got = [o.max_norm for o in self.learn._grab_cbs(GradientClip)]
     save_lm(lm_learner(dls.lm_fwd, size), tmp_path/'lm')
-    for kw,want in ((dict(), [.25]), (dict(clip=None), []), (dict(clip=1.), [1.]), (dict(pretrained=tmp_path/'lm'), [.25]), (dict(pretrained=tmp_path/'lm', clip=0), [])):
+    for kw,want in ((dict(), [.25]), (dict(clip=None), []), (dict(cbs=GradientClip(3.)), [3.]), (dict(cbs=[GradientClip]), [1.]), (dict(clip=1.), [1.]), (dict(pretrained=tmp_path/'lm'), [.25]), (dict(pretrained=tmp_path/'lm', clip=0), [])):
         note = Note()
-        finetune_lm(dls.lm_fwd, config=size, n_epoch=1, cbs=note, **kw)
+        finetune_lm(dls.lm_fwd, config=size, n_epoch=1, **{**kw, 'cbs': [note]+L(kw.get('cbs'))})
         assert note.got==want
 
 def test_an_encoder_from_a_folder_of_the_same_vocabulary(dls, quiet, tmp_path):

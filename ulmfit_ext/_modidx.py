@@ -806,6 +806,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'ulmfit_ext.lm._Trim.after_batch': ('lm.html#_trim.after_batch', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._check_folder': ('lm.html#_check_folder', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._check_time': ('lm.html#_check_time', 'ulmfit_ext/lm.py'),
+                               'ulmfit_ext.lm._clips': ('lm.html#_clips', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._described': ('lm.html#_described', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._fastai_pair': ('lm.html#_fastai_pair', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm._fit_minutes': ('lm.html#_fit_minutes', 'ulmfit_ext/lm.py'),

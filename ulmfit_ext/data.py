@@ -9,7 +9,7 @@ __all__ = ['UlmfitError', 'atomic_write', 'read_table', 'clean_text', 'fix_text'
            'text_vocab', 'class_vocab', 'is_backwards', 'encode_texts', 'empty_clas_dls', 'empty_lm_dls']
 
 # %% ../nbs/10_data.ipynb #76b7442c
-import base64,csv,difflib,functools,gzip,hashlib,importlib.util,io,json,mmap,multiprocessing,shutil,signal,tempfile,threading,uuid,warnings,zipfile,zlib
+import base64,codecs,csv,difflib,functools,gzip,hashlib,importlib.util,io,json,mmap,multiprocessing,shutil,signal,tempfile,threading,uuid,warnings,zipfile,zlib
 from collections import deque
 from contextlib import contextmanager,nullcontext
 from fastai.text.all import *
@@ -956,6 +956,8 @@ class TextStream:
         for path in self.files:
             kind = _kind(path)
             with _reading(path, kind), path.open('rb') as raw, (gzip.open(raw) if path.name.lower().endswith('.gz') else nullcontext(raw)) as f:
+                if kind=='txt' and f.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): raise UlmfitError("the file is UTF-16: save it as UTF-8")
+                f.seek(0)
                 if kind=='txt': texts = (_paragraphs if alone else _whole_file)(io.TextIOWrapper(f, 'utf-8-sig', errors='replace'), None)
                 else:           texts = _streams[kind](f, self.text_col)
                 for t in texts:

@@ -365,6 +365,10 @@ def _check_time(n_epoch, minutes):
     if minutes is None and n_epoch<1: raise UlmfitError(f"n_epoch is {n_epoch}: at least one, or pass minutes")
     if minutes is not None and minutes<=0: raise UlmfitError(f"minutes is {minutes}: more than none, or leave it out to train for n_epoch epochs")
 
+def _clips(cbs, clip):
+    "What clips gradients, unless one of `cbs` does"
+    return [GradientClip(clip)] if clip and not any(o is GradientClip or isinstance(o, GradientClip) for o in cbs) else []
+
 def finetune_lm(
     dls, # Language-model data of one direction; or what `ulmfit_dls` made, with `backwards`
     pretrained=None, # What `load_lm` reads: 'small', 'wt103', or a path; None: from scratch, which is stage one on little text
@@ -377,14 +381,14 @@ def finetune_lm(
     wd:float=None, # Weight decay; default: fastai's
     backwards:bool=False, # Which side of a `UlmfitDls`?
     cbs=None, # More callbacks
-    clip:float=0.25, # Gradients are made no longer than this; AWD-LSTM's 0.25. None: left as they are
+    clip:float=0.25, # Gradients are made no longer than this; AWD-LSTM's 0.25. None: left as they are, or to a `GradientClip` among `cbs`
     **kwargs
 ) -> LMLearner: # Trained
     "Fine-tune a language model on the target's text, with discriminative rates and a slanted triangle (section 3.2). Raises `UlmfitError` for fewer epochs than one"
     _check_time(n_epoch, minutes)
     learn = lm_learner(dls.lm(backwards) if isinstance(dls, UlmfitDls) else dls, config, drop_mult, pretrained, **kwargs)
     cbs = L(cbs) + (L(DiscriminativeLR(factor)) if pretrained is not None else L())
-    if clip: cbs.append(GradientClip(clip))
+    cbs += _clips(cbs, clip)
     with _light(learn):
         if minutes is None: learn.fit_stlr(n_epoch, lr_max, wd=wd, cbs=cbs)
         else:               _fit_minutes(learn, minutes, lr_max, wd, cbs)
@@ -648,7 +652,7 @@ def pretrain_lm(
     minutes:float=None, # Train for about so long instead
     lr_max:float=5e-3, # Peak learning rate: of one cycle, or with `minutes` of a slanted triangle
     drop_mult:float=0.3, # Multiplies all dropouts
-    clip:float=0.25, # Gradients are made no longer than this; AWD-LSTM's 0.25. None: left as they are
+    clip:float=0.25, # Gradients are made no longer than this; AWD-LSTM's 0.25. None: left as they are, or to a `GradientClip` among `cbs`
     bs:int=64, # Streams read side by side
     bptt:int=70, # Tokens in a step
     valid_pct:float=0.02, # Share of the documents held out to measure perplexity
@@ -692,7 +696,7 @@ def pretrain_lm(
     dls.train.part = 0,n_parts
     learn.metrics += [ValueMetric(keep.speed, 'tokens/s')]
     cbs = [keep, SkipTo(keep.done)] + L(cbs)
-    if clip: cbs.append(GradientClip(clip))
+    cbs += _clips(cbs, clip)
     if bf16: cbs.append(bfloat16(dls.device))
     with _light(learn):
         if minutes is not None:     _fit_minutes(learn, minutes, lr_max, cbs=L(cbs), elapsed=keep.elapsed)
