@@ -72,30 +72,23 @@ def has_bfloat16() -> bool:
     return any(getattr(torch.cpu, f'_is_{o}_supported', bool)() for o in ('amx_tile','avx512_bf16'))
 
 @docs
-class CPUBfloat16(Callback):
+class CPUBfloat16(GivesBack):
     "Train in mixed precision on a CPU: products in bfloat16, weights and sums in 32 bits"
     order,autocast = MixedPrecision.order,None
     def before_batch(self):
         if not can_bfloat16(): return
         self.autocast = torch.autocast('cpu', torch.bfloat16)
         self.autocast.__enter__()
-    def _end(self):
+    def give_back(self):
         if self.autocast is not None: self.autocast.__exit__(None, None, None)
         self.autocast = None
     def after_pred(self):
         if self.autocast is not None: self.learn.pred = to_float(self.pred)
-    def after_loss(self):          self._end()
-    def after_cancel_batch(self):  self._end()
-    def before_fit(self):          self._end()
+    def after_loss(self):         self.give_back()
+    def after_cancel_batch(self): self.give_back()
+    def before_fit(self):         self.give_back()
 
-    @property
-    def learn(self): return self.__dict__.get('_learn')
-    @learn.setter
-    def learn(self, learn): # a fit that an error or Ctrl-C ended takes its callbacks away: nothing must be cast after that
-        self._end()
-        self.__dict__['_learn'] = learn
-
-    _docs = dict(before_fit="Nothing is cast yet", before_batch="Cast from here", after_pred="The loss is computed in 32 bits",
+    _docs = dict(give_back="Nothing is cast any more", before_fit="Nothing is cast yet", before_batch="Cast from here", after_pred="The loss is computed in 32 bits",
                  after_loss="Up to here", after_cancel_batch="Or to here")
 
 def bfloat16(
@@ -407,7 +400,7 @@ def _light(learn):
 
 # %% ../nbs/11_lm.ipynb #930e1279
 @docs
-class TimeBudget(Callback):
+class TimeBudget(GivesBack):
     "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit; for learners whose training loader is a `LMLoader`"
     order,run_valid,cut,_stateattrs = STLR.order,False,None,('cut',)
     def __init__(self,
@@ -422,7 +415,7 @@ class TimeBudget(Callback):
 
     def before_fit(self):
         if not is_fitting(self.learn): return
-        self._whole()
+        self.give_back()
         self.began,self.lr_max,self.hps = time.time()-self.elapsed,[h['lr'] for h in self.opt.hypers],{'lr':[]}
     def before_epoch(self):
         if is_fitting(self.learn) and self._pct()>=1: raise CancelFitException
@@ -438,20 +431,13 @@ class TimeBudget(Callback):
             self.cut,dl.max_batches = (dl,dl.max_batches),self.iter+1
     def after_fit(self):
         if is_fitting(self.learn): self.recorder.hps = self.hps
-        self._whole()
+        self.give_back()
 
-    def _whole(self):
+    def give_back(self):
         if self.cut is not None: self.cut[0].max_batches = self.cut[1]
         self.cut = None
 
-    @property
-    def learn(self): return self.__dict__.get('_learn')
-    @learn.setter
-    def learn(self, learn): # also after a fit that an error or Ctrl-C ended: the next one reads whole epochs
-        self._whole()
-        self.__dict__['_learn'] = learn
-
-    _docs = dict(before_fit="Start the clock and take each group's rate as its peak", before_epoch="End the fit once the time is up",
+    _docs = dict(give_back="The loader reads whole epochs again", before_fit="Start the clock and take each group's rate as its peak", before_epoch="End the fit once the time is up",
                  before_batch="Set the rates to where the triangle is at this time", after_batch="Let the epoch end once the time is up",
                  after_fit="Hand the record of the rates to the `Recorder`")
 
@@ -525,7 +511,7 @@ def _key(*parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_described).encode()).hexdigest()[:12]
 
 @docs
-class Checkpoints(Callback):
+class Checkpoints(GivesBack):
     "After each epoch write what it takes to go on from there, and keep the best weights; for learners whose training loader is a `LMLoader`"
     order,parted,_stateattrs = Recorder.order+10,None,('parted',)
     _lists = 'values','losses','lrs','iters'
@@ -553,7 +539,7 @@ class Checkpoints(Callback):
 
     def before_fit(self):
         if not is_fitting(self.learn): return
-        self._whole()
+        self.give_back()
         self.began,self.parted = time.time()-self.elapsed,self.dls.train
         if not self.done: return
         load_weights(self.learn.model, self.state['model'], f'the weights in {self.path}')
@@ -593,18 +579,11 @@ class Checkpoints(Callback):
         with atomic_write(self.path/'state.pt') as tmp: torch.save(self.state, tmp)
 
     def after_fit(self):
-        if is_fitting(self.learn): self._whole()
+        if is_fitting(self.learn): self.give_back()
 
-    def _whole(self):
+    def give_back(self):
         if self.parted is not None: self.parted.part,self.parted.order = (0,1),None
         self.parted = None
-
-    @property
-    def learn(self): return self.__dict__.get('_learn')
-    @learn.setter
-    def learn(self, learn): # also after a fit that an error or Ctrl-C ended: the next one reads all of the text
-        self._whole()
-        self.__dict__['_learn'] = learn
 
     def load_best(self,
         learn:Learner, # To load into
@@ -617,7 +596,7 @@ class Checkpoints(Callback):
         "Delete what was written"
         shutil.rmtree(self.path, ignore_errors=True)
 
-    _docs = dict(before_fit="Take up what was written, if anything was", before_epoch="Say which part is read, and seed what is random",
+    _docs = dict(give_back="The loader reads all of the text again", before_fit="Take up what was written, if anything was", before_epoch="Say which part is read, and seed what is random",
                  before_train="Start the clock", after_batch="Count the tokens", after_train="Stop the clock, and note the loss",
                  after_validate="Note the loss", after_epoch="Write what it takes to go on", after_fit="Leave the loader as it was")
 

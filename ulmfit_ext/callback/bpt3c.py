@@ -8,6 +8,7 @@ __all__ = ['left_align', 'RunningPool', 'ChunkedEncoder', 'PooledClassifier', 'B
 # %% ../../nbs/04_callback.bpt3c.ipynb #0f2b0f8c
 from copy import copy
 from fastai.text.all import *
+from .groups import *
 from .lstm import *
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #18bccfe7
@@ -374,7 +375,7 @@ def _around(own, now):
     return res.train(now.training)
 
 @docs
-class BPT3C(Callback):
+class BPT3C(GivesBack):
     "Read documents in chunks (section 3.3), pooled whole, with predictions that do not depend on the batch"
     order,run_valid = RNNRegularizer.order+1,False
     def __init__(self,
@@ -388,12 +389,9 @@ class BPT3C(Callback):
         if checkpoint not in (True, False, 'auto'): raise ValueError(f"checkpoint is {checkpoint!r}: True, False or 'auto'")
         store_attr()
 
-    @property
-    def learn(self): return self.__dict__.get('_learn')
-    @learn.setter
+    @GivesBack.learn.setter
     def learn(self, learn):
-        if self.learn is not None: self._give_back()
-        self.__dict__['_learn'] = learn
+        GivesBack.learn.fset(self, learn)
         try:
             if learn is not None: self._swap()
         except TypeError:
@@ -415,7 +413,7 @@ class BPT3C(Callback):
         model[1] = PooledClassifier(head.layers).train(head.training)
         self.__dict__['_encoder'] = model[0]
 
-    def _give_back(self):
+    def give_back(self):
         model,own = get_model(self.learn.model),self.__dict__.pop('_own')
         for cb in self._regularizers(): cb.run = True
         later = [cb for cb in self._others() if cb._own[0] is self._encoder]
@@ -447,5 +445,5 @@ class BPT3C(Callback):
         for cb in self._regularizers(): self.learn.loss_grad = self.loss_grad + cb.alpha*self.rnn.out + cb.beta*self.rnn.raw_out
 
     _docs = dict(before_fit="Follow the learner to another model, if it was given one", before_validate="The same, where there is no fit",
-                 before_batch="Rest `RNNRegularizer`: there is no tensor of all outputs for it",
+                 give_back="Put the learner's own encoder and head back", before_batch="Rest `RNNRegularizer`: there is no tensor of all outputs for it",
                  after_loss="Add the AR and TAR terms from the sums that the encoder kept")

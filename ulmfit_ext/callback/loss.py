@@ -9,7 +9,7 @@ __all__ = ['LinearLogits', 'LinearCrossEntropy', 'bptt_lengths', 'VariableBPTT']
 from fastai.text.all import *
 from fastai.callback.data import CollectDataCallback
 from torch.utils.checkpoint import checkpoint as recompute
-from .groups import is_fitting
+from .groups import GivesBack,is_fitting
 
 # %% ../../nbs/05_callback.loss.ipynb #d2794d62
 class _Layer:
@@ -197,7 +197,7 @@ def _stand_in(layer, block, with_argmax, shown, hidden):
 
 # %% ../../nbs/05_callback.loss.ipynb #5763bd75
 @docs
-class LinearCrossEntropy(Callback):
+class LinearCrossEntropy(GivesBack):
     "Train and evaluate a language model without making its logits, wherever nothing but the loss or `argmax` is asked of them"
     order,shown = Recorder.order+1,None # after those that may end a batch before the optimizer's step
     def __init__(self,
@@ -207,15 +207,12 @@ class LinearCrossEntropy(Callback):
         store_attr()
         self.lent = None
 
-    @property
-    def learn(self): return self.__dict__.get('_learn')
-    @learn.setter
+    @GivesBack.learn.setter
     def learn(self, learn):
-        if self.learn is not None: self._take_back()
         if learn is not None: _output_layer(learn)
-        self.__dict__['_learn'] = learn
+        GivesBack.learn.fset(self, learn)
 
-    def _take_back(self):
+    def give_back(self):
         if self.lent is not None: vars(self.lent).pop('forward', None)
         self.lent = None
 
@@ -224,7 +221,7 @@ class LinearCrossEntropy(Callback):
             warn(f"LinearCrossEntropy has nothing to do: the loss function is {self.loss_func}, and is given all logits")
 
     def before_batch(self):
-        self._take_back()
+        self.give_back()
         if not _is_cross_entropy(self.loss_func) or any(isinstance(cb, (GatherPredsCallback,CollectDataCallback)) for cb in self.learn.cbs): return
         self.lent = _output_layer(self.learn)
         with_argmax = any(not isinstance(o, AvgLoss) for o in self.learn.metrics)
@@ -236,14 +233,14 @@ class LinearCrossEntropy(Callback):
     def after_validate(self):
         if self.shown is not None: self.shown.keep() # another callback may have cancelled before our turn
         self.shown = None
-    def after_pred(self): self._take_back()
-    def after_cancel_batch(self): self._take_back()
+    def after_pred(self): self.give_back()
+    def after_cancel_batch(self): self.give_back()
     def before_step(self):
         if not isinstance(self.pred, LinearLogits): return
         self.pred.layer.keep()
         self.learn.pred = self.pred.detach()
 
-    _docs = dict(before_fit="Warn where the loss function is not cross entropy",
+    _docs = dict(give_back="The output layer makes logits again", before_fit="Warn where the loss function is not cross entropy",
                  before_batch="Lend the output layer a `forward` that returns `LinearLogits`",
                  after_pred="Take it back", after_cancel_batch="Take it back",
                  before_validate="Nothing is shown yet", after_validate="Let the predictions keep the weights they were made with",
@@ -275,7 +272,7 @@ def bptt_lengths(
 
 # %% ../../nbs/05_callback.loss.ipynb #f9dfc1c1
 @docs
-class VariableBPTT(Callback):
+class VariableBPTT(GivesBack):
     "Train a language model with batches of varying length, each with a learning rate in proportion (Merity et al. 2017)"
     order,run_valid = Recorder.order-1,False # after those that may cancel a step, before the rates are recorded
     def __init__(self,
@@ -289,14 +286,7 @@ class VariableBPTT(Callback):
         store_attr()
         self.varies,self.rates,self.read = False,None,[]
 
-    @property
-    def learn(self): return self.__dict__.get('_learn')
-    @learn.setter
-    def learn(self, learn):
-        if self.learn is not None: self._even()
-        self.__dict__['_learn'] = learn
-
-    def _even(self):
+    def give_back(self):
         if self.varies: self.learn.dls.train.var_len = None
         self.varies = False
 
@@ -324,10 +314,10 @@ class VariableBPTT(Callback):
         self.after_cancel_batch()
         self.read = []
     def after_cancel_step(self): self.after_step()
-    def after_train(self): self._even()
-    def after_fit(self): self._even()
+    def after_train(self): self.give_back()
+    def after_fit(self): self.give_back()
 
-    _docs = dict(before_fit="Raise `TypeError` where the loader cannot vary its batches", before_train="Draw the lengths of the epoch's batches",
+    _docs = dict(give_back="The loader's batches are even again", before_fit="Raise `TypeError` where the loader cannot vary its batches", before_train="Draw the lengths of the epoch's batches",
                  after_backward="Note how long the batch was", before_step="Multiply each group's rate by the length over `bptt`",
                  after_step="Put the rates back", after_cancel_step="Put the rates back", after_cancel_batch="Put the rates back",
                  after_train="Read batches of `bptt` tokens again", after_fit="Read batches of `bptt` tokens again")
