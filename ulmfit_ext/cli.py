@@ -320,7 +320,7 @@ def predict(
     out:Path=None, # File for the answers, ending in .csv, .tsv, .jsonl or .parquet; replaced only when complete. Without it: stdout, as CSV
     text_only:bool=False, # Of the columns of FILE keep only the texts
     label_delim:str=',', # What to put between labels, where a text may have several
-    quantize:bool=False, # Compute in 8-bit integers: 2 to 4 times as fast on a CPU, probabilities differ a little
+    quantize:bool=False, # Compute in 8-bit integers: about twice as fast on a CPU, probabilities differ a little
 ):
     "Label texts: beside each its label, how sure the model is, and the probability of every class."
     if bool(file)==bool(sentence): raise typer.BadParameter('give either a FILE or --sentence')
@@ -350,7 +350,7 @@ def evaluate(
     label:str='label', # Column that holds the labels; rows without one are left out
     label_delim:str=',', # What stands between labels, where a text may have several
     plot:Path=None, # Picture of the confusion matrix to write
-    quantize:bool=False, # Compute in 8-bit integers: 2 to 4 times as fast on a CPU, probabilities differ a little
+    quantize:bool=False, # Compute in 8-bit integers: about twice as fast on a CPU, probabilities differ a little
 ):
     "Compare a model's answers with the labels of a table: forward, backward and both together."
     with (new_file(plot) if plot else nullcontext()) as tmp, log_to(sys.stderr):
