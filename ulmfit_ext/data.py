@@ -956,10 +956,11 @@ class TextStream:
         for path in self.files:
             kind = _kind(path)
             with _reading(path, kind), path.open('rb') as raw, (gzip.open(raw) if path.name.lower().endswith('.gz') else nullcontext(raw)) as f:
-                if kind=='txt' and f.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): raise UlmfitError("the file is UTF-16: save it as UTF-8")
-                f.seek(0)
-                if kind=='txt': texts = (_paragraphs if alone else _whole_file)(io.TextIOWrapper(f, 'utf-8-sig', errors='replace'), None)
-                else:           texts = _streams[kind](f, self.text_col)
+                if kind!='txt': texts = _streams[kind](f, self.text_col)
+                else:
+                    if f.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): raise UlmfitError("the file is UTF-16: save it as UTF-8")
+                    f.seek(0)
+                    texts = (_paragraphs if alone else _whole_file)(io.TextIOWrapper(f, 'utf-8-sig', errors='replace'), None)
                 for t in texts:
                     if kind=='txt' and '\ufffd' in t: warnings.warn(f"'{path}' is not UTF-8 throughout, and what cannot be read is �: save it as UTF-8")
                     self.pct = (done+raw.tell())/total

@@ -32,7 +32,7 @@ def is_fitting(
 class GivesBack(Callback):
     "A callback that is told, by `give_back`, when its learner lets go of it: also at the end of a fit that an error or Ctrl-C ended"
     def give_back(self):
-        "Undo what was changed; may be called when nothing is"
+        "Undo what was changed"
 
     @property
     def learn(self): return self.__dict__.get('_learn')
