@@ -6,7 +6,7 @@ import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import AWD_LSTM,awd_lstm_lm_config,defaults,language_model_learner,load_learner,make_vocab
 from made_up import make_texts,words
 import ulmfit_ext.data as D
-from ulmfit_ext.data import Corpus,LMLoader,TextProcessor,TextStream,UlmfitError,held_out,lm_dls,tokenize_corpus,tokenize_once
+from ulmfit_ext.data import Corpus,LMLoader,TextProcessor,TextStream,UlmfitError,held_out,lm_dls,read_table,tokenize_corpus,tokenize_once
 
 root = Path(__file__).resolve().parent.parent
 odd   = ['NA', 'two\nlines, "q"', 'ü\u2028x', 'a\tb', '1.50', '007', '  x ', 'null']
@@ -76,13 +76,14 @@ def test_line_ends_and_marks_of_other_systems(tmp_path):
     (tmp_path/'x.jsonl').write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two"}\r\n')
     assert list(TextStream(tmp_path/'x.jsonl'))==['one','two']
 
-@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-be'])
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-be', 'utf-16-le'])
 @pytest.mark.parametrize('name', ['x.txt', 'x.txt.gz'])
 def test_utf_16_is_named(tmp_path, name, encoding):
     data = ('\ufeff' if encoding.endswith('be') else '').encode(encoding) + 'one text'.encode(encoding)
     (tmp_path/name).write_bytes(gzip.compress(data) if name.endswith('gz') else data)
     for corpus in (tmp_path/name, tmp_path):
-        with pytest.raises(UlmfitError, match=f'{name}.*is UTF-16: save it as UTF-8'): list(TextStream(corpus))
+        with pytest.raises(UlmfitError, match=f'{name}.*looks like UTF-16: save it as UTF-8'): list(TextStream(corpus))
+    with pytest.raises(UlmfitError, match='UTF-16|not UTF-8'): read_table(tmp_path/name)
 
 def test_a_text_file_without_blank_lines_is_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(D, '_longest', 100)

@@ -56,7 +56,12 @@ def _no_names(df):
     raise UlmfitError(f"its rows have more fields than its header ({_names(df.columns)}): put quotes around texts with separators in them, and none at the end of a line")
 
 def _read_csv(f, sep): return _no_names(pd.read_csv(f, sep=sep, dtype=str, keep_default_na=False, na_values=[''], encoding='utf-8-sig')).apply(_as_written)
-def _read_txt(f): return pd.DataFrame({'text': [o.rstrip('\r') for o in f.read().decode('utf-8-sig').split('\n') if o.strip()]})
+def _not_utf16(data):
+    "`data`, the beginning of a text file or all of it, or an error: in UTF-8 there are no zeros"
+    if b'\0' in data or data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): raise UlmfitError("the file looks like UTF-16: save it as UTF-8")
+    return data
+
+def _read_txt(f): return pd.DataFrame({'text': [o.rstrip('\r') for o in _not_utf16(f.read()).decode('utf-8-sig').split('\n') if o.strip()]})
 
 def _frame(d):
     "A `DataFrame` of a list of records or an object of columns, with texts that Arrow cannot hold left as Python strings"
@@ -958,7 +963,7 @@ class TextStream:
             with _reading(path, kind), path.open('rb') as raw, (gzip.open(raw) if path.name.lower().endswith('.gz') else nullcontext(raw)) as f:
                 if kind!='txt': texts = _streams[kind](f, self.text_col)
                 else:
-                    if f.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): raise UlmfitError("the file is UTF-16: save it as UTF-8")
+                    _not_utf16(f.read(1024))
                     f.seek(0)
                     texts = (_paragraphs if alone else _whole_file)(io.TextIOWrapper(f, 'utf-8-sig', errors='replace'), None)
                 for t in texts:
