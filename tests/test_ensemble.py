@@ -1,5 +1,5 @@
 "Predictor and BidirEnsemble from outside"
-import random
+import random,warnings
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch
 from fastai.text.all import (AWD_LSTM,Callback,CrossEntropyLossFlat,CSVLogger,F1Score,F1ScoreMulti,FocalLossFlat,LabelSmoothingCrossEntropyFlat,Learner,
@@ -9,7 +9,7 @@ from ulmfit_ext.callback.bpt3c import BPT3C
 from ulmfit_ext.callback.lstm import Int8LSTM,StepLSTM
 from ulmfit_ext.data import UlmfitError,text_vocab,ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble,label_targets,mean_logits
-from ulmfit_ext.predict import Predictor
+from ulmfit_ext.predict import Predictor,int8_copy
 from ulmfit_ext.callback.bpt3c import _Dropped
 
 tiny  = dict(emb_sz=8, n_hid=12, n_layers=2)
@@ -120,11 +120,26 @@ def test_int8_reads_many_rows_and_few(fresh, monkeypatch):
         assert 0<(got-want).abs().max()<.02 and ways==({Int8LSTM} if few==0 else set())
 
 def test_int8_restores_the_engine_and_names_weights_that_are_not_finite(fresh):
-    was = torch.backends.quantized.engine
+    was,rng = torch.backends.quantized.engine,torch.get_rng_state()
     Predictor(fresh.fwd, quantize=True)
-    assert torch.backends.quantized.engine==was
+    assert torch.backends.quantized.engine==was and torch.equal(torch.get_rng_state(), rng)
     fresh.fwd.model[0].module.rnns[1].weight_hh_l0_raw.data[0,0] = float('nan')
     with raises('layer 2.*not finite'): Predictor(fresh.fwd, quantize=True)
+    fresh.fwd.model[0].module.encoder.weight.data[3,0] = float('nan')
+    with raises('embedding.*not finite'): Predictor(fresh.fwd, quantize=True)
+
+def test_int8_copies_are_made_by_several_threads(fresh):
+    "The engine and the warnings of the process stay what they were"
+    engine,filters = torch.backends.quantized.engine,list(warnings.filters)
+    with ThreadPoolExecutor(4) as ex: list(ex.map(lambda _: int8_copy(fresh.fwd.model), range(12)))
+    assert torch.backends.quantized.engine==engine and warnings.filters==filters
+
+@pytest.mark.parametrize('dtype', [torch.half, torch.double])
+def test_int8_of_other_types(fresh, dtype):
+    texts = make_df(10, seed=5).text.tolist()
+    want = Predictor(fresh.fwd)(texts)
+    fresh.fwd.model.to(dtype)
+    assert (Predictor(fresh.fwd, quantize=True)(texts)-want).abs().max()<.02
 
 def test_no_text_classifier():
     dls = TextDataLoaders.from_df(make_df(), text_col='text', is_lm=True, bs=4, seq_len=5, valid_pct=.2)

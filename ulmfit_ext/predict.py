@@ -63,29 +63,19 @@ def decisions(
     return dec(probs)
 
 # %% ../nbs/13_predict.ipynb #2af76f60
-def _plain_lstm(rnn):
-    "An `nn.LSTM` on the CPU with the weights of `rnn`, out of its `WeightDropout`"
-    wd = isinstance(rnn, WeightDropout)
-    src = rnn.module if wd else rnn
-    sd = dict(src.named_parameters())
-    if wd: sd.update({n: getattr(rnn, f'{n}_raw') for n in rnn.layer_names})
-    res = nn.LSTM(src.input_size, src.hidden_size, batch_first=True)
-    res.load_state_dict({k: v.detach() for k,v in sd.items()})
-    return res
-
-# %% ../nbs/13_predict.ipynb #75c75075
 def int8_copy(
     model, # A text classifier over `AWD_LSTM`
 ): # A copy of `model` on the CPU, in `eval` mode, for prediction only
     "Copy `model` with its LSTMs in 8-bit integers; `model` stays as it is. Raises `UlmfitError` where PyTorch cannot"
-    rnns  = model[0].module.rnns
-    lstms = L(rnns).map(_plain_lstm)
-    bad   = [i for i,o in enumerate(lstms, 1) if not all(p.isfinite().all() for p in o.parameters())]
-    if bad: raise UlmfitError(f"quantize=True: the weights of LSTM layer {bad[0]} are not finite, so training must have diverged")
-    try: int8 = nn.ModuleList(lstms.map(Int8LSTM))
+    rnns    = model[0].module.rnns
+    weights = [[w.detach().cpu() for w in layer_weights(o)] for o in rnns]
+    parts   = {'the embedding': [model[0].module.encoder.weight], **{f'LSTM layer {i}': ws for i,ws in enumerate(weights, 1)}}
+    bad     = [k for k,ws in parts.items() if not all(w.isfinite().all() for w in ws)]
+    if bad: raise UlmfitError(f"quantize=True: the weights of {bad[0]} are not finite, so training must have diverged")
+    try: int8 = nn.ModuleList(map(Int8LSTM, weights))
     except (AttributeError, ImportError, RuntimeError, NotImplementedError) as e:
         raise UlmfitError(f"quantize=True: PyTorch {torch.__version__} cannot quantize LSTMs here ({e}); use quantize=False") from e
-    return deepcopy(model, {id(rnns): int8}).cpu().eval().requires_grad_(False)
+    return deepcopy(model, {id(rnns): int8}).cpu().float().eval().requires_grad_(False)
 
 # %% ../nbs/13_predict.ipynb #110a620d
 def _listed(texts):

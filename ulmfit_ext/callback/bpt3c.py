@@ -80,18 +80,10 @@ class _Dropped:
         self.masks = [_mask(self.emb.data, (bs, awd.emb_sz), p(awd.input_dp.p))]
         self.masks += [_mask(self.emb.data, (bs, awd.n_hid), p(dp.p)) for dp in awd.hidden_dps[:-1]]
         self.dims  = [awd.n_hid]*(awd.n_layers-1) + [awd.emb_sz]
-        weights = [[] if isinstance(rnn, Int8LSTM) else self._weights(rnn, p) for rnn in awd.rnns]
+        weights = [[] if isinstance(rnn, Int8LSTM) else layer_weights(rnn, training) for rnn in awd.rnns]
         self.params = [self.emb] + [w for ws in weights for w in ws]
         self.layers = [self._layer(ws, bs) if ws else rnn for ws,rnn in zip(weights, awd.rnns)]
         self.known = None
-
-    @staticmethod
-    def _weights(rnn, p):
-        "The weights of a layer, dropped where `WeightDropout` says so"
-        raw,drop = (rnn.layer_names,p(rnn.weight_p)) if isinstance(rnn, WeightDropout) else ([],0.)
-        lstm = _inside(rnn)
-        def _w(n): return getattr(lstm, n) if n not in raw else F.dropout(getattr(rnn, f'{n}_raw'), drop) if drop else getattr(rnn, f'{n}_raw')
-        return [_w(f'{n}_l0') for n in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh')]
 
     @staticmethod
     def _layer(ws, bs):
@@ -406,8 +398,8 @@ class BPT3C(GivesBack):
                 _reads_as(enc, SentenceEncoder, ChunkedEncoder) and _reads_as(head, PoolingLinearClassifier, PooledClassifier)):
             raise TypeError("BPT3C needs a text classifier over AWD_LSTM, as `text_classifier_learner` makes: "
                             f"this learner's model is a {type(model).__name__} of {', '.join(type(o).__name__ for o in model.children())}")
-        other = [type(o).__name__ for o in map(_inside, awd.rnns) if not isinstance(o, (nn.LSTM, Int8LSTM))]
-        if other: raise TypeError(f"BPT3C reads the weights of LSTMs: this encoder's layers are of another kind, {other[0]}")
+        other = [type(o) for o in map(_inside, awd.rnns) if not isinstance(o, (nn.LSTM, Int8LSTM))]
+        if other: raise TypeError(f"BPT3C reads the weights of LSTMs: this encoder's layers are of another kind, {other[0].__module__}.{other[0].__name__}")
         self.__dict__['_own'] = enc,head
         model[0] = ChunkedEncoder(awd, self.bptt, self.max_len, self.checkpoint, getattr(enc, 'pad_idx', 1), self.cross).train(enc.training)
         model[1] = PooledClassifier(head.layers).train(head.training)
