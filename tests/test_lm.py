@@ -306,12 +306,14 @@ def test_a_loss_that_is_no_number(tmp_path, quiet):
 
 def test_another_order_or_other_weights_are_another_training(tmp_path, quiet):
     "But to store what is finished in 16 bits needs none"
+    from fastai.callback.training import GradientClip
     texts,begun = table(200).text.tolist(),Kill(0, 0)
     pretrain_lm(texts, tmp_path/'lm', **kw)
     pretrain_lm(texts, tmp_path/'lm', **kw, half=True, cbs=begun)
     assert {o.dtype for o in load_file(tmp_path/'lm'/'fwd.safetensors').values()}=={torch.float16}
     for o in (dict(corpus=texts[::-1]), dict(wd=0.3), dict(config={**size, 'weight_p':0.1})):
         with pytest.raises(KeyboardInterrupt): pretrain_lm(**{**kw, 'corpus':texts, 'path':tmp_path/'lm', **o}, cbs=begun)
+    with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=[begun, GradientClip(5.)])
     for seed in (1, 2):
         pretrain_lm(texts, tmp_path/'first', **{**kw, 'seed':seed})
         with nullcontext() if seed==1 else pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'next', **kw, pretrained=tmp_path/'first', cbs=begun if seed==2 else None)

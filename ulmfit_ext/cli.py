@@ -273,7 +273,7 @@ def train(
     lm_epochs:int=10, # Epochs of the language model; 0: leave the pretrained one as it is
     minutes:float=None, # Train the language models for about so long in all, instead of --lm-epochs
     epochs:int=8, # Epochs of the classifier, gradual unfreezing included
-    lm_lr:float=None, # Peak learning rate of the language model; 0.004 from a pretrained one, which by itself is small for English, otherwise 0.01
+    lm_lr:float=0.004, # Peak learning rate of the language model
     lr:float=0.01, # Peak learning rate of the classifier
     bs:int=64, # Texts in a batch; less needs less memory
     bptt:int=70, # Tokens read in one piece

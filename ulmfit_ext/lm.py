@@ -359,8 +359,9 @@ def _check_time(n_epoch, minutes):
     if minutes is not None and minutes<=0: raise UlmfitError(f"minutes is {minutes}: more than none, or leave it out to train for n_epoch epochs")
 
 def _clips(cbs, clip):
-    "What clips gradients, unless one of `cbs` does"
-    return [GradientClip(clip)] if clip and not any(o is GradientClip or isinstance(o, GradientClip) for o in cbs) else []
+    "`cbs`, a `GradientClip` of length `clip` among them unless there is one, and the length that counts"
+    own = [instantiate(o) for o in cbs if o is GradientClip or isinstance(o, GradientClip)]
+    return (cbs,own[0].max_norm) if own else (cbs+[GradientClip(clip)],clip) if clip else (cbs,None)
 
 def finetune_lm(
     dls, # Language-model data of one direction; or what `ulmfit_dls` made, with `backwards`
@@ -380,8 +381,7 @@ def finetune_lm(
     "Fine-tune a language model on the target's text, with discriminative rates and a slanted triangle (section 3.2). Raises `UlmfitError` for fewer epochs than one"
     _check_time(n_epoch, minutes)
     learn = lm_learner(dls.lm(backwards) if isinstance(dls, UlmfitDls) else dls, config, drop_mult, pretrained, **kwargs)
-    cbs = L(cbs) + (L(DiscriminativeLR(factor)) if pretrained is not None else L())
-    cbs += _clips(cbs, clip)
+    cbs,_ = _clips(L(cbs) + (L(DiscriminativeLR(factor)) if pretrained is not None else L()), clip)
     with _light(learn):
         if minutes is None: learn.fit_stlr(n_epoch, lr_max, wd=wd, cbs=cbs)
         else:               _fit_minutes(learn, minutes, lr_max, wd, cbs)
@@ -659,6 +659,7 @@ def pretrain_lm(
     set_seed(seed)
     learn = lm_learner(dls, config, drop_mult, pretrained, path=Path(path), **kwargs)
     done = _check_folder(Path(path), list(text_vocab(dls)), _sizes(learn)) # better now than after the training
+    cbs,clip = _clips(L(cbs), clip)
     settings = dict(sizes=_sizes(learn), n_epoch=n_epoch if minutes is None else None, minutes=minutes, schedule=schedule if minutes is None else 'stlr', lr_max=lr_max,
                     drop_mult=drop_mult, clip=clip, bs=bs, bptt=bptt, part=part, valid_pct=valid_pct, max_docs=max_docs, bf16=bf16, seed=seed)
     if pretrained is not None: settings['pretrained'] = str(pretrained)
@@ -674,8 +675,7 @@ def pretrain_lm(
     if keep.done: print(f"Going on after {keep.done} of {n_epoch*n_parts} parts" if minutes is None else f"Going on after {keep.elapsed/60:.1f} of {minutes} minutes")
     dls.train.part = 0,n_parts
     learn.metrics += [ValueMetric(keep.speed, 'tokens/s')]
-    cbs = [keep, SkipTo(keep.done)] + L(cbs)
-    cbs += _clips(cbs, clip)
+    cbs = L(keep, SkipTo(keep.done)) + cbs
     if bf16: cbs.append(bfloat16(dls.device))
     with _light(learn):
         if minutes is not None:     _fit_minutes(learn, minutes, lr_max, cbs=L(cbs), elapsed=keep.elapsed)

@@ -113,7 +113,7 @@ def _dls(self:ULMFiT, kind, side):
 @delegates(finetune_lm, but=['dls','pretrained','config','backwards'])
 def fit_lm(self:ULMFiT,
     n_epoch:int=10, # Epochs
-    lr_max:float=None, # Peak learning rate; default: the paper's 0.004 with `pretrained`, 0.01 from scratch
+    lr_max:float=0.004, # Peak learning rate; the paper's 0.004
     drop_mult:float=0.5, # Multiplies all dropouts
     minutes:float=None, # Train each direction for about so long instead
     clip:float=0.25, # Gradients are made no longer than this; None: left as they are
@@ -121,7 +121,6 @@ def fit_lm(self:ULMFiT,
 ) -> 'ULMFiT': # Itself
     "Stage two: fine-tune the language model of each direction on the training texts and those without labels; the validation texts measure it. What is on disk already is read"
     self._can_train()
-    if lr_max is None: lr_max = 0.01 if self.pretrained is None else 0.004
     key = _key(n_epoch, lr_max, drop_mult, minutes, clip, kwargs) # before anything in it is used, and changes
     for side in self.sides:
         dls,folder = self._dls('lm', side),self.path/'lm'/f"{side}-{self.base[side]}-{key}"
