@@ -444,7 +444,7 @@ class TimeBudget(GivesBack):
 def _fit_minutes(learn, minutes, lr_max, wd=None, cbs=None, elapsed=0.):
     "Fit for `minutes`: as many epochs as that takes, the last one perhaps a part"
     dl = learn.dls.train
-    n_epoch = math.ceil(minutes*60*300_000 / (len(dl)*dl.bs*dl.seq_len)) # more than a fast GPU manages
+    n_epoch = math.ceil(minutes*60*30_000_000 / (len(dl)*dl.bs*dl.seq_len)) # more than any machine manages
     learn.fit(n_epoch, lr_max, wd=wd, cbs=L(TimeBudget(minutes, elapsed=elapsed)) + L(cbs))
 
 # %% ../nbs/11_lm.ipynb #926d387a
@@ -629,7 +629,7 @@ def pretrain_lm(
     max_vocab:int=20000, # Size of the vocabulary
     n_epoch:int=1, # Epochs
     minutes:float=None, # Train for about so long instead
-    lr_max:float=5e-3, # Peak learning rate: of one cycle, or with `minutes` of a slanted triangle
+    lr_max:float=5e-3, # Peak learning rate: of one cycle, or of a slanted triangle
     drop_mult:float=0.3, # Multiplies all dropouts
     clip:float=0.25, # Gradients are made no longer than this; AWD-LSTM's 0.25. None: left as they are, or to a `GradientClip` among `cbs`
     bs:int=64, # Streams read side by side
@@ -638,7 +638,7 @@ def pretrain_lm(
     max_docs:int=None, # Use at most so many documents
     seed:int=42, # Which documents are held out, and the random numbers of training
     workers:int=None, # Processes that tokenize; None: one for each processor, 8 at most
-    schedule:str='one_cycle', # How the rate goes: 'one_cycle' or 'stlr'
+    schedule:str='one_cycle', # How the rate goes: 'one_cycle' or 'stlr'; with `minutes` always the latter
     part:int=2_000_000, # About how many tokens to read between one validation, and checkpoint, and the next; None: all
     half:bool=False, # Store as 16-bit floats?
     bf16:bool=False, # Compute products in bfloat16? About twice as fast on a processor that can (AMX, AVX-512 BF16), or on a GPU
