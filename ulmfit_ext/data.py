@@ -56,8 +56,9 @@ def _no_names(df):
     raise UlmfitError(f"its rows have more fields than its header ({_names(df.columns)}): put quotes around texts with separators in them, and none at the end of a line")
 
 def _read_csv(f, sep): return _no_names(pd.read_csv(f, sep=sep, dtype=str, keep_default_na=False, na_values=[''], encoding='utf-8-sig')).apply(_as_written)
+
 def _not_utf16(data):
-    "`data`, the beginning of a text file or all of it, or an error: in UTF-8 there are no zeros"
+    "`data`, the beginning of a text file or all of it, or an error: text in UTF-8 has no zeros in it"
     if b'\0' in data or data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): raise UlmfitError("the file looks like UTF-16: save it as UTF-8")
     return data
 

@@ -678,7 +678,7 @@ def pretrain_lm(
     cbs = L(keep, SkipTo(keep.done)) + cbs
     if bf16: cbs.append(bfloat16(dls.device))
     with _light(learn):
-        if minutes is not None:     _fit_minutes(learn, minutes, lr_max, cbs=L(cbs), elapsed=keep.elapsed)
+        if minutes is not None:     _fit_minutes(learn, minutes, lr_max, cbs=cbs, elapsed=keep.elapsed)
         elif schedule=='one_cycle': learn.fit_one_cycle(n_epoch*n_parts, lr_max, moms=(.8,.7,.8), cbs=cbs)
         else:                       learn.fit_stlr(n_epoch*n_parts, lr_max, cbs=cbs)
     learn.metrics = learn.metrics[:-1]
