@@ -7,7 +7,15 @@ from fastai.text.models.core import _model_meta
 from safetensors.torch import load_file
 from ulmfit_ext.callback.groups import is_fitting
 from ulmfit_ext.callback.schedule import SkipTo
+from ulmfit_ext.core import *
+from ulmfit_ext.text.tables import *
+from ulmfit_ext.text.tokens import *
+from ulmfit_ext.text.corpus import *
+from ulmfit_ext.text.loaders import *
 from ulmfit_ext.data import *
+from ulmfit_ext.callback.precision import *
+from ulmfit_ext.weights import *
+from ulmfit_ext.checkpoint import *
 from ulmfit_ext.lm import *
 from ulmfit_ext.classifier import *
 
@@ -247,7 +255,7 @@ def test_time_that_was_used_is_not_given_again(tmp_path, quiet, monkeypatch):
     clock = [1000.]
     class Tick(Callback):
         def after_batch(self): clock[0] += 1.
-    monkeypatch.setattr('ulmfit_ext.lm.time', types.SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr('ulmfit_ext.callback.schedule.time', types.SimpleNamespace(time=lambda: clock[0]))
     texts,settings = table(200).text.tolist(),{**kw, 'minutes':1.}
     with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'cut', **settings, cbs=[Tick(), Kill(3)])
     was = clock[0]
@@ -405,7 +413,7 @@ def test_no_time_is_no_training(dls, kw, says):
 
 def test_settings_that_are_no_json_have_keys_too():
     "Another setting, another name; the same setting made anew, the same name"
-    from ulmfit_ext.lm import _key
+    from ulmfit_ext.checkpoint import settings_key as _key
     from fastai.callback.training import GradientClip
     from ulmfit_ext.callback.unfreeze import GradualUnfreezing
     make = [lambda: np.int64(1), lambda: np.int64(2), lambda: slice(1e-5, 1e-3), lambda: slice(1e-2, 1e-1), lambda: tensor([1.,50.]), lambda: tensor([50.,1.]), lambda: GradientClip(.01), lambda: GradientClip(5.),
@@ -480,7 +488,7 @@ def test_a_run_that_ended_before_it_was_saved_leaves_the_loader_whole(tmp_path, 
 
 def test_a_budget_gives_back_the_limit_that_it_found(dls, quiet, monkeypatch):
     now = [1000.]
-    monkeypatch.setattr('ulmfit_ext.lm.time', types.SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr('ulmfit_ext.callback.schedule.time', types.SimpleNamespace(time=lambda: now[0]))
     class Tick(Callback):
         run_valid = False
         def before_batch(self): now[0] += 6.

@@ -11,7 +11,13 @@ from torch.profiler import profile,ProfilerActivity
 from ulmfit_ext.callback.schedule import *
 from ulmfit_ext.callback.unfreeze import *
 from ulmfit_ext.callback.loss import *
+from ulmfit_ext.callback.bptt import *
 from ulmfit_ext.callback import loss as module
+from ulmfit_ext.core import *
+from ulmfit_ext.text.tables import *
+from ulmfit_ext.text.tokens import *
+from ulmfit_ext.text.corpus import *
+from ulmfit_ext.text.loaders import *
 from ulmfit_ext.data import *
 
 warnings.filterwarnings('ignore', category=FutureWarning)

@@ -3,7 +3,15 @@ import hashlib,json,math,pickle,re
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import *
 from safetensors.torch import load_file
+from ulmfit_ext.core import *
+from ulmfit_ext.text.tables import *
+from ulmfit_ext.text.tokens import *
+from ulmfit_ext.text.corpus import *
+from ulmfit_ext.text.loaders import *
 from ulmfit_ext.data import *
+from ulmfit_ext.callback.precision import *
+from ulmfit_ext.weights import *
+from ulmfit_ext.checkpoint import *
 from ulmfit_ext.lm import *
 from ulmfit_ext.pipeline import ULMFiT
 from ulmfit_ext.classifier import ulmfit_classifier
