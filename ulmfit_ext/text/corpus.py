@@ -74,7 +74,7 @@ class TextStream:
         for n,t in enumerate(itertools.islice(filter(str.strip, map(as_text, self._texts())), self.max_docs), 1): yield t
         if not n: raise UlmfitError(f"the corpus{' '+repr(str(self.corpus)) if self.files is not None else ''} has no text in it (of a folder, the .txt files are read, or where it has none the tables)")
 
-    def column_texts(self):
+    def _texts(self):
         if self.files is not None: yield from self._file_texts()
         else:
             texts = self.corpus if not hasattr(self.corpus, 'columns') else get_column(as_frame(self.corpus, 'corpus'), self.text_col, 'text_col')
@@ -200,7 +200,7 @@ def tokenize_corpus(
     "Tokenize a corpus of any size as a stream; goes on where an earlier run was stopped. Raises `UlmfitError` where the corpus cannot be read or the shards not written"
     texts,folder = TextStream(corpus, text_col, max_docs),Path(path)/'.ulmfit_cache'/'corpus'
     check_writable(folder)
-    splitter(lang)
+    as_tokenizer(lang)
     files,lens,count,hit,bar = [],[],Counter(),True,None
     for file,toks,pct in _shards(texts, folder, lang, ifnone(workers, min(8, num_cpus()))):
         files.append(file)
@@ -225,7 +225,7 @@ class Corpus:
 
     def numericalize(self, processor:TextProcessor) -> np.ndarray:
         "All tokens in the ids of `processor`'s vocabulary: a file of 16 or 32 bits a token, made once and mapped into memory"
-        file  = self.files[0].with_name(f'ids-{cache_key([o.name for o in self.files]+processor.vocab, processor.lang)}.npy')
+        file  = self.files[0].with_name(f'ids-{cache_key([o.name for o in self.files]+processor.vocab, processor.tokenizer)}.npy')
         shape = (int(self.offs[-1]),)
         try:
             ids = np.load(file, mmap_mode='r')
