@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import AWD_LSTM,awd_lstm_lm_config,defaults,language_model_learner,load_learner,make_vocab
 from made_up import make_texts,words
-import ulmfit_ext.data as D
+import ulmfit_ext.data as D,ulmfit_ext.text.tokens as T
 from ulmfit_ext.data import Corpus,LMLoader,TextProcessor,TextStream,UlmfitError,held_out,lm_dls,read_table,tokenize_corpus,tokenize_once
 
 root = Path(__file__).resolve().parent.parent
@@ -223,7 +223,7 @@ def test_language_and_rules_are_in_the_name(tmp_path, count, monkeypatch):
     texts = make_texts(20)
     build(texts, tmp_path)
     assert not build(texts, tmp_path, lang='de').cache_hit
-    monkeypatch.setattr(D, '_FORMAT', 99)
+    monkeypatch.setattr(T, '_FORMAT', 99)
     assert not build(texts, tmp_path).cache_hit
 
 @pytest.mark.parametrize('harm', [lambda b: b[:len(b)//2], lambda b: b'', lambda b: b'garbage'])
@@ -304,15 +304,15 @@ def test_nothing_to_tokenize_starts_no_process(tmp_path, small_blocks):
 @forked
 def test_a_process_that_dies(tmp_path, small_blocks, monkeypatch):
     "The others' work is done by this one, with a warning"
-    rules,texts = D._rules_of('en'),make_texts(200)
-    monkeypatch.setattr(D, '_rules_of', lambda lang: lambda t: os._exit(9) if multiprocessing.parent_process() else rules(t))
+    call,texts = T.Words.__call__,make_texts(200)
+    monkeypatch.setattr(T.Words, '__call__', lambda self,t: os._exit(9) if multiprocessing.parent_process() else call(self, t))
     with pytest.warns(UserWarning, match='has died') as w: c = build(texts, tmp_path, workers=2)
     assert len(w)==1 and c.counts()==tokenize_once(texts, cache=False).counts()
 
 @forked
 def test_an_error_in_a_process_is_seen(tmp_path, small_blocks, monkeypatch):
-    def bad(t): raise ZeroDivisionError('by nothing')
-    monkeypatch.setattr(D, '_rules_of', lambda lang: bad)
+    def bad(self, t): raise ZeroDivisionError('by nothing')
+    monkeypatch.setattr(T.Words, '__call__', bad)
     with pytest.raises(ZeroDivisionError): build(make_texts(200), tmp_path, workers=2)
     assert multiprocessing.active_children()==[]
 
@@ -320,8 +320,8 @@ _child = '''
 import sys,time
 import ulmfit_ext.data as D
 D._block = 500
-rules = D._rules_of('en')
-D._rules_of = lambda lang: lambda t: time.sleep(.02) or rules(t)
+call = D.Words.__call__
+D.Words.__call__ = lambda self,t: time.sleep(.02) or call(self, t)
 texts = [f'text number {i} of them all' for i in range(4000)]
 if __name__=='__main__':
     print('begun', flush=True)
