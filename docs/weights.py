@@ -1,7 +1,8 @@
 "Put two language models that `ulmfit pretrain` made into the package, with a card, hashes and a text to check them by."
 import argparse,hashlib,json,shutil
 from pathlib import Path
-from ulmfit_ext.lm import lm_folder,lm_perplexity
+from ulmfit_ext.lm import lm_perplexity
+from ulmfit_ext.weights import lm_folder
 
 sample = '''The river rises in the hills north of the town and flows south for about ninety kilometres before it reaches the sea. In the nineteenth century it was the main road for timber, and a small port grew up at its mouth. The railway came in 1871, and most of the trade moved inland. Today the old warehouses hold a museum, two schools and the public library.
 
