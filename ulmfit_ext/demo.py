@@ -50,8 +50,6 @@ def source_files(
     if path.is_file(): return [path]
     return sorted(f for f in path.rglob('*.py') if not any(map(_is_left_out, f.relative_to(path).parts)))
 
-
-
 # %% ../nbs/41_demo.ipynb #ef9cfbcb
 _scopes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _adders = {'add_newdoc', 'add_docstr'}
@@ -85,8 +83,6 @@ def file_docstrings(
     try: tree = ast.parse(src)
     except (SyntaxError, ValueError, RecursionError, MemoryError): return []
     return list(_walk_docs(tree))
-
-
 
 # %% ../nbs/41_demo.ipynb #573b8020
 def _find_source(packages, path):
@@ -142,8 +138,6 @@ def docstrings(
                           "give a folder of documented Python source, or installed packages")
     return pd.DataFrame(rows, columns=['package', 'module', 'name', 'text'])
 
-
-
 # %% ../nbs/41_demo.ipynb #8b3ac4c5
 demo_sections = {'Parameters':'Parameters', 'Other Parameters':'Parameters', 'Returns':'Returns', 'Yields':'Returns',
                  'Raises':'Raises', 'Notes':'Notes', 'Examples':'Examples'}
@@ -160,8 +154,6 @@ def doc_sections(
     sections = [('', doc[:ends[0]])]
     for m,end in zip(headings, ends[1:]): sections.append((m[2].strip().rstrip(':'), doc[m.end():end]))
     return sections
-
-
 
 # %% ../nbs/41_demo.ipynb #3ae0701a
 _other_heading = re.compile(r'(args?|arguments?|keyword arg(ument)?s|kwargs|params?|parameters?|attributes?|returns?|yields?'
@@ -207,8 +199,6 @@ def doc_paragraphs(
         elif text: paragraphs.append(text)
     return paragraphs
 
-
-
 # %% ../nbs/41_demo.ipynb #93cfae1f
 def _description(lines): return ' '.join(doc_paragraphs(textwrap.dedent('\n'.join(lines))))
 
@@ -229,8 +219,6 @@ def doc_entries(
         elif ' : ' not in first: sentences += [first, *rest]
     entries.append(_description(sentences))
     return [o for o in entries if o]
-
-
 
 # %% ../nbs/41_demo.ipynb #1492dd53
 _field    = re.compile(r'^:\w+[^:]*: +')                          # as in :param x: text
@@ -257,8 +245,6 @@ def is_prose(
     n_words,total = len(_word.findall(s)),len(s.split())
     is_template = '%(' in s or '{' in s
     return total>=5 and n_words>=max(5, total/2) and not is_template
-
-
 
 # %% ../nbs/41_demo.ipynb #acdc9af0
 _entry_sections = {'Parameters', 'Other Parameters', 'Returns', 'Yields', 'Raises', 'Warns', 'Receives', 'Attributes'}
@@ -290,8 +276,6 @@ def passages(
     labels  = df.groupby(letters).label
     df['label'] = labels.transform('first').where(labels.transform('nunique')==1)
     return df[~letters.duplicated()].reset_index(drop=True)
-
-
 
 # %% ../nbs/41_demo.ipynb #51d02759
 def _balanced(df, n, rng):
@@ -340,8 +324,6 @@ def demo_split(
     test = _balanced(test, n_test, rng)
     unlabelled = passages[~passages.module.isin(sides[0])].drop(labelled.index)
     return labelled.reset_index(drop=True), test.reset_index(drop=True), unlabelled.text.tolist()
-
-
 
 # %% ../nbs/41_demo.ipynb #19f2d908
 def _demo_data(path, labels, seed):
