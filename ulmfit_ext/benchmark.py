@@ -181,7 +181,8 @@ def _relative(a, b): return ((a-b).norm()/b.norm()).item()
 @side
 def agreement(scale, ours=None, kind='lm'):
     "How far loss and gradient are from fastai's, relative to their size"
-    import ulmfit_ext.lm # mends fastai's `WeightDropout` for no dropout at all
+    from ulmfit_ext.callback.precision import mend_weight_dropout
+    mend_weight_dropout() # for no dropout at all
     make,batch = dict(lm=(_lm, _streams(scale)), classifier=(_classifier, _documents(scale, 4*scale.bptt)))[kind]
     learns = [make(scale, o, drop_mult=0.) for o in (None,ours)]
     learns[1].model.load_state_dict(learns[0].model.state_dict())
