@@ -10,6 +10,7 @@ from fastai.text.all import *
 from .callback.groups import *
 from .callback.unfreeze import *
 from .callback.bpt3c import *
+from .callback.precision import mend_weight_dropout
 from .core import *
 from .text.tables import *
 from .text.tokens import *
@@ -48,6 +49,7 @@ def ulmfit_classifier(
     **kwargs
 ) -> TextLearner: # Ready for `fit_gradual`, with only its head unfrozen where an encoder was given
     "A classifier over an AWD-LSTM with concat pooling (section 3.3). Raises `UlmfitError` where `encoder` does not fit `dls`"
+    mend_weight_dropout() # for drop_mult=0
     sizes,wgts = {},None
     if encoder is not None: wgts,sizes = _encoder_weights(encoder, dls)
     for k,v in sizes.items():

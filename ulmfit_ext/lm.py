@@ -48,6 +48,7 @@ def lm_learner(
     **kwargs
 ) -> LMLearner: # With all layers unfrozen
     "A language model over an AWD-LSTM with the paper's choices. Raises `UlmfitError` where `pretrained` cannot be had"
+    mend_weight_dropout() # for drop_mult=0
     wgts,sizes = None,lm_size(config)
     if pretrained is not None:
         wgts,old_vocab,pre = load_lm(pretrained, is_backwards(dls))
