@@ -212,7 +212,8 @@ def agreement(scale, ours=None, kind='lm'):
 
     Without dropout, AR and TAR included: of the language model in 32 bits, of the classifier in 64 (there
     fastai still computes AR and TAR in 32)."""
-    import ulmfit_ext.callback.precision # mends fastai's `WeightDropout` for no dropout at all
+    from ulmfit_ext.callback.precision import mend_weight_dropout
+    mend_weight_dropout() # fastai's own cannot do without dropout
     if kind=='lm': make,batch = language_learner,streams(scale)
     else:          make,batch = classifier_learner,documents(scale, 4*scale.bptt)
     learns = [make(scale, o, drop_mult=0.) for o in (None,ours)]
