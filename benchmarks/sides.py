@@ -213,7 +213,7 @@ def agreement(scale, ours=None, kind='lm'):
     Without dropout, AR and TAR included: of the language model in 32 bits, of the classifier in 64 (there
     fastai still computes AR and TAR in 32)."""
     from ulmfit_ext.callback.precision import mend_weight_dropout
-    mend_weight_dropout() # for no dropout at all
+    mend_weight_dropout() # fastai's own cannot do without dropout
     if kind=='lm': make,batch = language_learner,streams(scale)
     else:          make,batch = classifier_learner,documents(scale, 4*scale.bptt)
     learns = [make(scale, o, drop_mult=0.) for o in (None,ours)]
