@@ -226,7 +226,8 @@ def _labelled(file, text, label, label_delim):
 def _baseline(dls, df, tests, text, label):
     "Accuracy and F1 of TF-IDF and logistic regression on the validation texts and on those of `tests`"
     from sklearn.metrics import f1_score
-    from ulmfit_ext.text.tables import as_text,read_labels
+    from ulmfit_ext.core import as_text
+    from ulmfit_ext.text.tables import read_labels
     from ulmfit_ext.demo import tfidf_baseline
     if dls.multi: raise typer.BadParameter('--baseline is for one label a text, and here a text may have several')
     def _part(df, y): return [as_text(o) for o in df[text]],list(y)
@@ -426,7 +427,7 @@ def pretrain(
             if not hasattr(learn.recorder, 'losses'): continue # it was there already
             save_figure(loss_curve(learn), out/f"{'bwd' if b else 'fwd'}.png")
             said = _sample(learn, b)
-            print(f"It writes: {said.replace('▁', ' ') if learn.dls.processor.spelled else said}")
+            print(f"It writes: {said.replace('▁', ' ') if learn.dls.processor.tokenizer.spelled else said}")
         have = [o for o in ('fwd','bwd') if (out/f'{o}.safetensors').exists()]
         print(f'\nThe language model is in {out}. Next:\n' + _quoted('ulmfit', 'train', 'FILE', '--text', 'COLUMN', '--label', 'COLUMN', '--pretrained', out,
               *(['--directions', *have] if len(have)<2 else [])))

@@ -82,9 +82,9 @@ def ulmfit_dls(
     df = as_frame(df)
     col = get_column(df, text_col, 'text_col')
     texts,n = column_texts(col, f"column '{text_col}'"),len(df)
-    y,classes,multi,missing = checked_labels(df, label_col, label_delim)
+    y,classes,multi,missing = column_labels(df, label_col, label_delim)
     labelled = np.flatnonzero(~missing)
-    valid = labelled[split_rows(df, [y[i] for i in labelled], labelled, multi, valid_pct, valid_col, seed)]
+    valid = labelled[valid_rows(df, [y[i] for i in labelled], labelled, multi, valid_pct, valid_col, seed)]
     extra = unlabelled_texts(unlabelled, text_col)
     toks  = tokenize_once(texts+extra, lang, path, cache, progress)
     if vocab is None:

@@ -163,7 +163,7 @@ def word_perplexity(
     dl,vocab = dls.valid,text_vocab(dls)
     n = sum(np.bincount(dl.ids[dl.starts[i]:dl.starts[i+1]], minlength=len(vocab)) for i in dl.docs)
     words = np.array([w==UNK or w not in defaults.text_spec_tok for w in vocab])
-    if dls.processor.spelled and dls.processor.spaced: # a space is part of the tokens
+    if dls.processor.tokenizer.spelled and dls.processor.tokenizer.spaced: # a space is part of the tokens
         starts  = np.array([w.startswith('▁') for w in vocab]) & words
         n_words = int(n[starts].sum()) + len(dl.docs)*dls.processor.lang.endswith(':chars') # there is none before the first word
     else: n_words = int(n[words].sum())
@@ -225,7 +225,7 @@ def pretrain_lm(
     held_out(2, valid_pct) # says what is wrong with it, before a corpus is read
     if pretrained is not None:
         known_words(pretrained, (backwards,))
-        lang = lang or lm_processor(pretrained).lang
+        lang = lang or lm_processor(pretrained).tokenizer
     lang = lang or 'en'
     make_dir(path)
     dls = corpus_dls(corpus, path, lang, max_vocab, 3, backwards, bs, bptt, valid_pct, seed, text_col, max_docs, workers)

@@ -76,8 +76,8 @@ class ULMFiT:
         _check(directions, config)
         path = Path(path).expanduser()
         if pretrained=='auto': pretrained = 'small' if lang in (None,'en') and config=='small' else None
-        own = lm_processor(pretrained).lang if pretrained is not None and (lm_folder(pretrained)/'config.json').exists() else None
-        if lang and own and lang!=own and not own.endswith('.model'): warn(f"The language model in {pretrained} reads lang={own!r} and the texts are read as {lang!r}: leave lang out to take its own")
+        own = lm_processor(pretrained).tokenizer if pretrained is not None and (lm_folder(pretrained)/'config.json').exists() else None
+        if lang and own and lang!=own.lang and not isinstance(own, Pieces): warn(f"The language model in {pretrained} reads lang={own.lang!r} and the texts are read as {lang!r}: leave lang out to take its own")
         kwargs['lang'] = lang or own or 'en'
         if pretrained is not None:
             known = known_words(pretrained, [s=='bwd' for s in _sides[directions]]) # says at the door what is wrong with it

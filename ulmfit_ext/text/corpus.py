@@ -250,7 +250,7 @@ class Corpus:
     ) -> np.memmap:             # All tokens (n_tokens,), 16 or 32 bits each
         "All tokens in the ids of `processor`'s vocabulary: a file that is made once and mapped into memory"
         names = [o.name for o in self.files]
-        file  = self.files[0].with_name(f'ids-{cache_key(names+processor.vocab, processor.lang)}.npy')
+        file  = self.files[0].with_name(f'ids-{cache_key(names+processor.vocab, processor.tokenizer)}.npy')
         try:
             ids = np.load(file, mmap_mode='r')
             if (len(ids),ids.dtype)==(self.offs[-1],processor.dtype): return ids
@@ -297,7 +297,7 @@ def _n_processors(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_g
 # %% ../../nbs/13_text.corpus.ipynb #445d0164
 def tokenize_corpus(
     corpus,                # What `TextStream` reads: a folder, a file, a DataFrame or an iterable of texts
-    lang:str='en',         # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
+    lang='en',             # Which tokenizer, see `as_tokenizer`: 'en'; 'th:chars', a token a character; 'zh:jieba', words
     path:str|Path='.',     # The shards are in its folder `.ulmfit_cache/corpus`
     text_col='text',       # Column of a table that holds the texts
     max_docs:int=None,     # At most so many documents
@@ -309,7 +309,7 @@ def tokenize_corpus(
     stream = TextStream(corpus, text_col, max_docs)
     folder = Path(path)/'.ulmfit_cache'/'corpus'
     check_writable(folder)
-    TextProcessor(lang=lang) # says what is wrong with `lang`
+    lang = as_tokenizer(lang)
     if workers is None: workers = min(8, _n_processors())
     shards = _shards(stream, folder, lang, block_size)
     shards = _tokenized(shards, lang, workers) if workers>1 else _alone(shards, lang)
@@ -337,6 +337,8 @@ def held_out(
     return np.flatnonzero(u < np.clip(pct, u.min()*(1+1e-9), u.max()))
 
 # %% ../../nbs/13_text.corpus.ipynb #9cfd0058
+_few_letters = set('bg cs da de el en es et fi fr ga hr hu it lt lv mt nl pl pt ro sk sl sv'.split()) # fastai's `eu_langs`
+
 def train_subwords(
     corpus,                   # What `TextStream` reads
     path:str|Path,            # File to write, `.model`
@@ -349,7 +351,6 @@ def train_subwords(
     "Train a SentencePiece model with fastai's settings. Raises `UlmfitError` where the package is missing, or the pieces cannot be found"
     try: from sentencepiece import SentencePieceTrainer
     except ImportError: raise UlmfitError("pieces of words need the package sentencepiece: pip install 'ulmfit_ext[subwords]'") from None
-    from fastai.text.core import defaults,eu_langs
     path = Path(path)
     if path.suffix!='.model': raise UlmfitError(f"'{path}' is to be a SentencePiece model: give it a name that ends in .model")
     rules,lines,n = rules_of(lang),[],0
@@ -357,10 +358,10 @@ def train_subwords(
         lines += re.findall('.{1,1000}', rules(t)) # longer lines are left out by SentencePiece
         n += len(t)
         if n>=max_chars: break
-    marks,model = ['▁'+o for o in defaults.text_spec_tok],io.BytesIO()
+    marks,model = ['▁'+o for o in special_tokens],io.BytesIO()
     try:
         SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, vocab_size=size, hard_vocab_limit=False, minloglevel=2,
-            character_coverage=.99999 if lang in eu_langs else .9998,
+            character_coverage=.99999 if lang in _few_letters else .9998,
             user_defined_symbols=marks, unk_id=len(marks), pad_id=-1, bos_id=-1, eos_id=-1)
     except RuntimeError as e:
         why = ' '.join(str(e).split())[-120:]

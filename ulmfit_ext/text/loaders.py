@@ -20,7 +20,7 @@ class TextToIds(Tokenizer):
     "A `TextProcessor` as a fastai transform: raw text or forward ids to `TensorText`"
     input_types = (str,Path,np.ndarray,Tensor)
     def __init__(self, processor:TextProcessor):
-        super().__init__(processor, sep=processor.sep)
+        super().__init__(processor, sep=processor.tokenizer.sep)
         self.processor = processor
 
     vocab        = property(lambda self: self.processor.vocab)

@@ -1,0 +1,194 @@
+"Tables: files, columns, labels and the split, and what is said where they are wrong"
+import gzip,json,random
+import numpy as np,pandas as pd,pytest,torch
+from fastcore.foundation import L
+from made_up import make_df
+from ulmfit_ext.core import UlmfitError,atomic_write
+from ulmfit_ext.data import TextStream,class_vocab,ulmfit_dls
+from ulmfit_ext.text.tables import read_labels,read_table
+
+pytestmark = pytest.mark.usefixtures('strict_warnings')
+
+@pytest.fixture
+def df(): return make_df()
+
+def fails(match): return pytest.raises(UlmfitError, match=match)
+
+
+# ---- files
+
+def test_atomic_write_keeps_the_old_file(tmp_path):
+    p = tmp_path/'new'/'x.bin'
+    with atomic_write(p) as t: t.write_bytes(b'one')
+    with pytest.raises(RuntimeError):
+        with atomic_write(p) as t: t.write_bytes(b'two'); raise RuntimeError
+    assert p.read_bytes()==b'one' and len(list(p.parent.iterdir()))==1
+
+@pytest.mark.parametrize('gz', [False,True])
+@pytest.mark.parametrize('kind', ['csv','tsv','jsonl','json','parquet'])
+def test_read_table_kinds(tmp_path, kind, gz):
+    df = pd.DataFrame({'text': ['NA', 'two\nlines, "q"', 'ü\u2028x'], 'label': [1,0,1]})
+    b = {'csv': lambda: df.to_csv(index=False).encode(), 'tsv': lambda: df.to_csv(index=False, sep='\t').encode(),
+         'jsonl': lambda: '\n'.join(json.dumps(r) for r in df.to_dict('records')).encode(), 'json': lambda: df.to_json(orient='records').encode(),
+         'parquet': lambda: df.to_parquet()}[kind]()
+    p = tmp_path/(f'x.{kind}' + '.gz'*gz)
+    p.write_bytes(gzip.compress(b) if gz else b)
+    got = read_table(p)
+    assert got.text.tolist()==df.text.tolist() and got.label.tolist()==df.label.tolist()
+
+def test_read_table_txt(tmp_path):
+    (tmp_path/'x.txt').write_text('one\r\n\ntwo\n')
+    assert read_table(tmp_path/'x.txt').text.tolist()==['one','two']
+
+@pytest.mark.parametrize('name,content,match', [
+    ('a.csv', b'', 'is empty'), ('a.csv', b' \n ', 'is empty'), ('a.csv', b'text,label\n', 'no rows'), ('a.xlsx', b'x', 'cannot tell'), ('a', b'x', 'cannot tell'),
+    ('a.csv', 'text\nü'.encode('latin1'), 'not UTF-8'), ('a.csv', b'a,b\n1,2\n1,2,3\n', 'line 3'), ('a.jsonl', b'{"a":1}\n{"a":\n', 'line 2'),
+    ('a.jsonl', b'[1]\n', 'line 1'), ('a.json', b'3', 'list of objects'), ('a.json', b'{"a": 1', 'cannot read'), ('a.json', b'{"a": 1}', 'cannot read'), ('a.json', b'['*100000, 'cannot read'),
+    ('a.parquet', b'PAR1 no', 'cannot read'), ('a.csv.gz', b'not gzip', 'cannot read'), ('a.csv.gz', gzip.compress(b'text\na\n'*99)[:30], 'cannot read'), ('a.csv.gz', b'', 'cannot read|empty')])
+def test_read_table_says_what_is_wrong(tmp_path, name, content, match):
+    (tmp_path/name).write_bytes(content)
+    with fails(match) as e: read_table(tmp_path/name)
+    assert '\n' not in str(e.value) and name in str(e.value)
+
+@pytest.mark.parametrize('lines', ['text,label\nI liked it, really,pos\nbad, very,neg\n', 'text,label\ngood film,pos,\nbad film,neg,\n'])
+def test_rows_with_more_fields_than_the_header(tmp_path, lines):
+    "pandas would take the first of them for the name of the row, and half a text would be lost"
+    (tmp_path/'a.csv').write_text(lines)
+    with fails('a.csv.*more fields than its header \\(text, label\\)'): read_table(tmp_path/'a.csv')
+    with fails('more fields than its header'): list(TextStream(tmp_path/'a.csv'))
+
+@pytest.mark.parametrize('cells,want', [(['007','7'], ['007','7']), (['1.50','2'], ['1.50','2']), (['true','false'], ['true','false']), (['True','False'], [True,False]), (['10','9'], [10,9]),
+    (['0.5','-1e-07'], [.5,-1e-7]), (['12345678901234567',''], [12345678901234567,None]), (['1.5',''], [1.5,None]), (['nan','1.5'], ['nan','1.5']), (['inf','-inf'], ['inf','-inf']), (['1_0','2'], ['1_0','2']),
+    (['123456789012345678901234567890','1'], ['123456789012345678901234567890','1']), (['NA','x'], ['NA','x'])])
+def test_cells_are_as_they_are_written(tmp_path, cells, want):
+    "Numbers only where all of a column would be written just so again; whole numbers stay whole beside a gap"
+    (tmp_path/'a.csv').write_text('text,x\n' + ''.join(f't,{o}\n' for o in cells))
+    got = read_table(tmp_path/'a.csv')
+    assert [None if pd.isna(o) else o for o in got.x.tolist()]==want
+    if None not in want or isinstance(want[0], int): assert read_table(tmp_path/'a.csv').to_csv(index=False)==(tmp_path/'a.csv').read_text()
+
+def test_whole_numbers_beside_a_gap_in_json(tmp_path):
+    rows = [dict(text='a', id=12345678901234567, x=1.5), dict(text='b', x=2.), dict(text='c', id=3)]
+    (tmp_path/'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    got = read_table(tmp_path/'a.jsonl')
+    assert [None if pd.isna(o) else o for o in got.id.tolist()]==[12345678901234567,None,3] and got.x.dtype==float
+
+def test_read_table_missing(tmp_path):
+    with fails('no file'): read_table(tmp_path/'no.csv')
+    with fails('no file'): read_table(tmp_path.parent/f'{tmp_path.name}.csv')
+
+def test_surrogates_in_json(tmp_path):
+    (tmp_path/'a.jsonl').write_text('\n'.join(json.dumps({'text': t, 'label': l}) for t,l in [('a \ud800','x'),('b \udc00','y')]*4))
+    assert 'a' in ulmfit_dls(tmp_path/'a.jsonl', path=tmp_path, min_freq=1).vocab
+
+
+# ---- columns
+
+@pytest.mark.parametrize('change,kw,match', [
+    (lambda d: d.rename(columns={'text':'Text'}), {}, "no column 'text'.*'Text'"), (lambda d: d.drop(columns='label'), {}, "no column 'label'"),
+    (lambda d: d.iloc[:0], {}, 'no rows'), (lambda d: d.assign(text=' '), {}, 'every text'), (lambda d: d.assign(text=None), {}, 'every text'),
+    (lambda d: d.assign(label='same'), {}, "only the class 'same'"), (lambda d: d.assign(label=None), {}, 'no label in any row'),
+    (lambda d: d.assign(label=range(len(d))), {}, 'no label occurs twice'), (lambda d: pd.concat([d,d.text], axis=1), {}, '2 columns are called'),
+    (lambda d: d, dict(text_col=['text']), 'no column'), (lambda d: d.assign(text=[['a','b']]*60), {}, 'join its parts'), (lambda d: [1,2], {}, 'DataFrame or the path'),
+    (lambda d: d, dict(lang='qq'), 'knows no language'), (lambda d: 'nowhere.csv', {}, 'no file'), (lambda d: d.assign(label=[[]]*60), {}, 'no classes')])
+def test_bad_input_is_named(df, tmp_path, change, kw, match):
+    with fails(match) as e: ulmfit_dls(change(df), path=tmp_path, **kw)
+    assert '\n' not in str(e.value)
+
+def test_missing_texts_are_empty(df, tmp_path):
+    df.loc[[2,4,50],'text'] = None
+    with pytest.warns(UserWarning, match='3 of 60 texts.*rows 2, 4, 50') as w: d = ulmfit_dls(df, path=tmp_path, min_freq=1, seed=0)
+    assert len(w)==1
+    for o in (d.lm_fwd,d.clas_bwd): [b for dl in o for b in dl]
+
+def test_numbers_as_texts(tmp_path):
+    d = ulmfit_dls(pd.DataFrame({'text': [12,3.5,'x','y']*5, 'label': list('ab')*10}), path=tmp_path, min_freq=1)
+    assert {'12','3.5'} <= set(d.vocab)
+
+def test_odd_columns_and_index(df, tmp_path):
+    df.columns = [0, ('a',1)]
+    d = ulmfit_dls(df.set_index(pd.Index(['x']*60)), text_col=0, label_col=('a',1), path=tmp_path, min_freq=1)
+    assert d.classes==['neg','pos']
+    with fails("no column 'text'.*0"): ulmfit_dls(df, path=tmp_path)
+
+def test_frame_is_left_alone(df, tmp_path):
+    old = df.copy(deep=True)
+    d = ulmfit_dls(df, path=tmp_path, min_freq=1); d.lm_fwd,d.clas_fwd
+    pd.testing.assert_frame_equal(df, old)
+
+
+# ---- labels
+
+def test_labels_become_strings(tmp_path):
+    for labels,classes in (([10,2]*6, ['2','10']), ([1.,0.]*6, ['0','1']), ([True,False]*6, ['False','True']), (['b','a']*6, ['a','b']), ([' b','b ']*5+['a']*2, ['a','b']),
+                           (['\ud800x\x00','y']*6, ['y','\ufffdx ']), (pd.Categorical(['u','v']*6, categories=['v','u','never']), ['u','v'])):
+        d = ulmfit_dls(pd.DataFrame({'text': [f'text {i}' for i in range(12)], 'label': pd.Series(labels, dtype=object) if isinstance(labels, list) else labels}), path=tmp_path, min_freq=1, seed=0)
+        assert d.classes==classes and class_vocab(d.clas_fwd)==classes and json.loads(json.dumps(d.classes))==classes
+
+def test_missing_labels_join_the_unlabelled(df, tmp_path):
+    for none in (None, float('nan'), '', ' '):
+        part = df.copy(); part['label'] = part.label.astype(object); part.loc[[3,8],'label'] = none
+        with pytest.warns(UserWarning, match='2 of 60 rows have no label .rows 3, 8'): d = ulmfit_dls(part, path=tmp_path, min_freq=1, seed=0)
+        assert d.n_unlabelled==2 and len(d.clas_fwd.train_ds)+len(d.clas_fwd.valid_ds)==58 and len(d.lm_fwd.train_ds)+len(d.lm_fwd.valid_ds)==60
+
+@pytest.mark.parametrize('kind', [list, tuple, set, frozenset, np.array, pd.Series, L])
+def test_any_kind_of_list_is_several_labels(kind):
+    col = pd.Series([kind([2,1]), kind([2]), None], dtype=object)
+    assert read_labels(col)[:2]==([['1','2'],['2'],None], ['1','2'])
+
+@pytest.mark.parametrize('cell', [{'a':1}, torch.tensor(3), torch.tensor([3,4])])
+def test_what_is_no_label(cell):
+    with fails('join its parts'): read_labels(pd.Series([cell,'a'], dtype=object))
+
+
+# ---- split
+
+def test_split_is_stratified_seeded_and_leaves_the_generators_alone(tmp_path):
+    df = pd.DataFrame({'text': [f'text {i}' for i in range(200)], 'label': ['a']*150+['b']*40+['c']*10})
+    s1,s2,s3 = random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state()
+    d = ulmfit_dls(df, path=tmp_path, seed=3, min_freq=1)
+    d.lm_fwd,d.lm_bwd,d.clas_fwd,d.clas_bwd
+    assert random.getstate()==s1 and np.random.get_state()[1].tolist()==s2 and torch.equal(torch.get_rng_state(), s3)
+    assert df.label.iloc[d.valid_idx].value_counts().to_dict()=={'a':30,'b':8,'c':2}
+    assert set(d.train_idx)|set(d.valid_idx)==set(range(200)) and not set(d.train_idx)&set(d.valid_idx)
+    assert (ulmfit_dls(df, path=tmp_path, seed=3, min_freq=1).valid_idx==d.valid_idx).all()
+    assert not np.array_equal(ulmfit_dls(df, path=tmp_path, seed=4, min_freq=1).valid_idx, d.valid_idx)
+    assert not np.array_equal(*(ulmfit_dls(df, path=tmp_path, min_freq=1).valid_idx for _ in range(2)))
+
+@pytest.mark.parametrize('pct', [0,1,-.1,1.5,0.])
+def test_split_needs_two_sides(df, tmp_path, pct):
+    with fails('valid_pct'): ulmfit_dls(df, path=tmp_path, valid_pct=pct)
+
+def test_tiny_tables(tmp_path):
+    with pytest.warns(UserWarning, match='one row'): d = ulmfit_dls(pd.DataFrame({'text': ['a a a','b','a b'], 'label': [0,1,0]}), path=tmp_path, min_freq=1)
+    assert len(d.valid_idx)==1 and d.valid_idx[0] in (0,2) and d.classes==['0','1']
+    for o in (d.lm_fwd,d.clas_fwd): assert len([b for dl in o for b in dl]) >= 2
+    with fails('two'): ulmfit_dls(pd.DataFrame({'text': ['a']}), label_col=None, path=tmp_path)
+
+def test_valid_col(df, tmp_path):
+    want = np.arange(len(df))%3==0
+    for flags in (want, want.astype(int), want.astype(str), want.astype(float), np.where(want, 'yes', 'no')):
+        d = ulmfit_dls(df.assign(v=flags), path=tmp_path, valid_col='v', min_freq=1)
+        assert (d.valid_idx==np.flatnonzero(want)).all()
+    with fails("no column 'is_vald'.*'is_valid'"): ulmfit_dls(df.assign(is_valid=want), path=tmp_path, valid_col='is_vald')
+    with fails('in every labelled row'): ulmfit_dls(df.assign(v=False), path=tmp_path, valid_col='v')
+    with fails('in every labelled row'): ulmfit_dls(df.assign(v=True), path=tmp_path, valid_col='v')
+    with fails("'test' in row 1"): ulmfit_dls(df.assign(v=['true','test']*30), path=tmp_path, valid_col='v')
+    with fails("'' in row 0"): ulmfit_dls(df.assign(v=[None]+[True,False]*29+[True]), path=tmp_path, valid_col='v')
+
+def test_class_only_in_validation(df, tmp_path):
+    df.loc[5,'label'] = 'rare'
+    with pytest.warns(UserWarning, match='no training row .rare'): d = ulmfit_dls(df.assign(v=df.index<20), path=tmp_path, valid_col='v', min_freq=1)
+    assert d.classes==['neg','pos','rare'] and d.clas_fwd.c==3 and len([b for b in d.clas_fwd.valid])==1
+
+def test_class_with_one_row(df, tmp_path):
+    df.loc[5,'label'] = 'rare'
+    for seed in range(5):
+        with pytest.warns(UserWarning, match='one row only .rare'): d = ulmfit_dls(df, path=tmp_path, seed=seed, valid_pct=.5, min_freq=1)
+        assert 5 in d.train_idx
+
+def test_a_split_that_leaves_one_row(tmp_path):
+    df = make_df()
+    df['valid'] = [i>0 for i in range(len(df))]
+    with fails('leaves one labelled row'): ulmfit_dls(df, path=tmp_path, valid_col='valid')
+    with fails('bptt is 0'): ulmfit_dls(df, path=tmp_path, bptt=0)
