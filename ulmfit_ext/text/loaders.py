@@ -88,8 +88,9 @@ class UlmfitDataLoaders(TextDataLoaders):
 
     def new_empty(self):
         "The same without texts: `Learner.export` keeps this"
-        loaders = [dl.new(dl.dataset.new_empty()) for dl in self.loaders]
-        return type(self)(*loaders, path=self.path, device=self.device, **self.__stored_args__)
+        res = copy(self)
+        res.loaders = [dl.new(dl.dataset.new_empty()) for dl in self.loaders]
+        return res
 
     def test_dl(self,
         test_items,               # Texts, arrays of forward ids, or a DataFrame with our text column
