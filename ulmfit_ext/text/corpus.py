@@ -74,7 +74,7 @@ class TextStream:
         for n,t in enumerate(itertools.islice(filter(str.strip, map(as_text, self._texts())), self.max_docs), 1): yield t
         if not n: raise UlmfitError(f"the corpus{' '+repr(str(self.corpus)) if self.files is not None else ''} has no text in it (of a folder, the .txt files are read, or where it has none the tables)")
 
-    def column_texts(self):
+    def _texts(self):
         if self.files is not None: yield from self._file_texts()
         else:
             texts = self.corpus if not hasattr(self.corpus, 'columns') else get_column(as_frame(self.corpus, 'corpus'), self.text_col, 'text_col')
