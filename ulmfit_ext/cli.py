@@ -368,7 +368,7 @@ def _sample_text(learn, backwards, n_words=30):
     def _decode(tokens): return decode_spec_tokens(tokens[::way])
     ids  = learn.dls.valid_ds[0][0][:6].numpy()[::way].copy()
     text = learn.predict(ids, n_words, temperature=0.8, no_bar=True, decoder=_decode)
-    return text.replace('▁', ' ') if learn.dls.processor.spelled else text
+    return text.replace('▁', ' ') if learn.dls.processor.tokenizer.spelled else text
 
 # %% ../nbs/42_cli.ipynb #6f4a9e8d
 def _with_subwords(o):
