@@ -3,11 +3,11 @@ import gzip,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,tim
 from pathlib import Path
 import pandas as pd,pytest
 from typer.testing import CliRunner
-import ulmfit_ext.lm as lm
+import ulmfit_ext.lm as lm,ulmfit_ext.weights as weights
 from fastcore.docments import docments
 from ulmfit_ext import cli
 from ulmfit_ext.cli import app
-from ulmfit_ext.data import read_table
+from ulmfit_ext.text.tables import read_table
 
 root = Path(__file__).resolve().parent.parent
 commands = 'train predict evaluate pretrain demo'.split()
@@ -133,7 +133,7 @@ def test_sentences(model):
 @pytest.mark.parametrize('name', ['a.csv','a.tsv','a.jsonl','a.csv.gz','a.jsonl.gz','a.parquet'])
 def test_formats(home, model, tmp_path, name):
     "Answers in each format read back as they were, and can be predicted from again"
-    from ulmfit_ext.data import read_table
+    from ulmfit_ext.text.tables import read_table
     if name.endswith('parquet'): pytest.importorskip('pyarrow')
     run('predict {} {} --out {}', model, home/'more.csv', tmp_path/name)
     want = answers(run('predict {} {}', model, home/'more.csv'))
@@ -179,7 +179,7 @@ def test_pretrain(home, tmp_path):
     assert (lambda o: 'Forward' in o and 'Backward' in o)(run(line+' --both', corpus, tmp_path/'both').stdout)
     assert 'goes without' in run(line+' --pretrained small', corpus, tmp_path/'more', code=2).stderr
     assert '100.0% of the tokens' in run(line.replace('--size tiny ', '')+' --pretrained {}', corpus, tmp_path/'more', tmp_path/'lm').stdout
-    assert lm.load_lm(tmp_path/'more')[2]==lm.load_lm(tmp_path/'lm')[2], 'the sizes are those of what it began with'
+    assert weights.load_lm(tmp_path/'more')[2]==weights.load_lm(tmp_path/'lm')[2], 'the sizes are those of what it began with'
 
 def test_pretrain_in_parts(tmp_path):
     "In parts, in 16 bits, with tokens a second in each line; done once, it is not done again"
@@ -191,7 +191,7 @@ def test_pretrain_in_parts(tmp_path):
     assert len(rows)==2 and 'tokens/s' in out, out
     assert re.search(r'Perplexity [\d.]+ a token and [\d.]+ a word on documents held out, where 0.0% of the words are unknown', out)
     assert 'already' in run(line, corpus, tmp_path/'lm').stdout
-    wgts,vocab,_ = lm.load_lm(tmp_path/'lm')
+    wgts,vocab,_ = weights.load_lm(tmp_path/'lm')
     assert '▁' in vocab and len(vocab)<60
     fails(line.replace('xx:chars', 'qq:chars:x'), corpus, tmp_path/'lm2', says='not a language code')
 
@@ -204,7 +204,7 @@ def test_pieces_of_words(home, tmp_path):
     assert '0.0% of the words are unknown' in out
     next((tmp_path/'lm').glob('subwords-60-*.model')).rename(tmp_path/'elsewhere')
     run('train {} --out {} --pretrained {} --lm-epochs 1 --epochs 1 --bs 16', home/'reviews.csv', tmp_path/'out', tmp_path/'lm')
-    assert lm.lm_processor(tmp_path/'lm').tokenize(['the filmy']) != [['xxbos','the','filmy']]
+    assert weights.lm_processor(tmp_path/'lm').tokenize(['the filmy']) != [['xxbos','the','filmy']]
     assert 'both' in run('evaluate {} {}', tmp_path/'out', home/'reviews.csv').stdout
     out = run('pretrain {} --out {} --size tiny --bs 4 --bptt 10 --subwords 50', corpus, tmp_path/'a folder').stdout
     assert 'saved' in out and ['subwords-50']==[o.name[:11] for o in (tmp_path/'a folder').glob('*.model')], 'other pieces are another file, also in a folder with a space in its name'
@@ -306,9 +306,9 @@ def test_long_document(tmp_path, model):
     "200,000 tokens, among short texts, are read in seconds"
     rng = random.Random(0)
     f = csv(tmp_path/'long.csv', pd.DataFrame(dict(text=['a lovely film', ' '.join(rng.choice(['film','plot','dull','the']) for _ in range(200_000)), 'dull'])))
-    began = time.time()
+    began = time.process_time()   # so that what else the machine does is not counted
     assert len(answers(run('predict {} {}', model, f)))==3
-    assert time.time()-began < 60
+    assert time.process_time()-began < 60
 
 def test_strange_text(tmp_path, model, home):
     "Unknown words, control characters, halves of surrogate pairs, marks of the tokenizer: each is a text with an answer"
@@ -366,7 +366,7 @@ def test_broken_model(home, model, tmp_path, name, how):
 def test_broken_pieces(home, tmp_path):
     "A finished piece that cannot be read is trained again, with a note; the others are read"
     run(small+' --out {}', home/'reviews.csv', tmp_path)
-    for pattern in ('classifier/fwd-*.safetensors', 'lm/fwd-*/fwd.safetensors', 'lm/fwd-*/vocab.json'):
+    for pattern in ('classifier/fwd-*/fwd.safetensors', 'lm/fwd-*/fwd.safetensors', 'lm/fwd-*/vocab.json'):
         f, = tmp_path.glob(pattern)
         f.write_bytes(f.read_bytes()[:50])
         res = run(small+' --out {}', home/'reviews.csv', tmp_path)

@@ -229,11 +229,9 @@ def _new_ulmfit(o, df, columns):
 # %% ../nbs/42_cli.ipynb #04879b30
 def _fit(ulmfit, o):
     "Train the language models and the classifiers"
-    from ulmfit_ext.callback.precision import bfloat16
     minutes = o.minutes and o.minutes/len(ulmfit.sides)
-    half = dict(cbs=bfloat16()) if o.bf16 else {}
-    if o.lm_epochs or o.minutes: ulmfit.fit_lm(o.lm_epochs, o.lm_lr, minutes=minutes, **half)
-    ulmfit.fit_classifier(o.epochs, o.lr, max_len=o.max_len, **half)
+    if o.lm_epochs or o.minutes: ulmfit.fit_lm(o.lm_epochs, o.lm_lr, minutes=minutes, bf16=o.bf16)
+    ulmfit.fit_classifier(o.epochs, o.lr, max_len=o.max_len, bf16=o.bf16)
 
 def _train(o):
     from ulmfit_ext.core import save_figure
