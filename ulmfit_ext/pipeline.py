@@ -11,6 +11,7 @@ import hashlib
 from .callback.unfreeze import *
 from .callback.precision import *
 from .core import *
+from .text.tokens import *
 from .text.loaders import *
 from .data import *
 from .weights import *
