@@ -153,7 +153,14 @@ def _one_line(e):
     msg = _as_options(str(e)) if _is_user_error(e) else f'{type(e).__name__}: {e}'
     return ' '.join(msg.split())
 
-def _show_note(msg, *args): print(f'ulmfit: note: {_as_options(str(msg))}', file=sys.stderr)
+def _note_writer():
+    "What shows a warning as a note on stderr, each once"
+    seen = set()
+    def _show(msg, *args):
+        note = _as_options(str(msg))
+        if note not in seen: print(f'ulmfit: note: {note}', file=sys.stderr)
+        seen.add(note)
+    return _show
 
 def _leave(msg, code):
     "Print `msg` to stderr and exit"
@@ -161,6 +168,7 @@ def _leave(msg, code):
     print(msg, file=sys.stderr)
     raise typer.Exit(code)
 
+# %% ../nbs/42_cli.ipynb #f54ec0ab
 @contextmanager
 def manners(
     stopped:str='Nothing was changed', # What to say after Ctrl-C
@@ -172,7 +180,7 @@ def manners(
             if not debug:
                 warnings.simplefilter('ignore')
                 warnings.filterwarnings('default', category=UserWarning, module='ulmfit_ext')
-                warnings.showwarning = _show_note
+                warnings.showwarning = _note_writer()
             yield
     except KeyboardInterrupt: _leave(f'Stopped. {stopped}', 130)
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError): raise
@@ -227,12 +235,6 @@ def _new_ulmfit(o, df, columns):
                           valid_pct=o.valid_pct, valid_col=o.valid, bptt=o.bptt, bs=o.bs, seed=o.seed, **columns)
 
 # %% ../nbs/42_cli.ipynb #04879b30
-def _fit(ulmfit, o):
-    "Train the language models and the classifiers"
-    minutes = o.minutes and o.minutes/len(ulmfit.sides)
-    if o.lm_epochs or o.minutes: ulmfit.fit_lm(o.lm_epochs, o.lm_lr, minutes=minutes, bf16=o.bf16)
-    ulmfit.fit_classifier(o.epochs, o.lr, max_len=o.max_len, bf16=o.bf16)
-
 def _train(o):
     from ulmfit_ext.core import save_figure
     from ulmfit_ext.ensemble import label_targets
@@ -247,7 +249,9 @@ def _train(o):
     if o.baseline and ulmfit.dls.multi:
         raise typer.BadParameter('--baseline is for one label a text, and here a text may have several')
     baselines = baseline_scores(ulmfit.dls, df, tests, o.text, o.label) if o.baseline else []
-    _fit(ulmfit, o)
+    minutes = o.minutes and o.minutes/len(ulmfit.sides)
+    if o.lm_epochs or o.minutes: ulmfit.fit_lm(o.lm_epochs, o.lm_lr, minutes=minutes, bf16=o.bf16)
+    ulmfit.fit_classifier(o.epochs, o.lr, max_len=o.max_len, bf16=o.bf16)
     answers = print_report(ulmfit, tests, baselines, **columns)
     ens = ulmfit.ensemble
     if not ens.multi: save_figure(ens.plot_confusion_matrix(answers), o.out/'confusion.png')
