@@ -1,5 +1,5 @@
 "The paper's callbacks from outside: on text, vision and tabular learners, and together with fastai's own."
-import pickle,warnings
+import pickle,subprocess,sys,warnings
 from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import *
@@ -11,6 +11,7 @@ from ulmfit_ext.callback.groups import *
 from ulmfit_ext.callback.schedule import *
 from ulmfit_ext.callback.unfreeze import *
 from ulmfit_ext.callback.bpt3c import *
+from ulmfit_ext.callback.precision import *
 
 def synthetic(path='.', n=96, valid=40, **kwargs):
     g = torch.Generator().manual_seed(0)
@@ -364,3 +365,176 @@ def test_a_callback_that_has_a_stage_of_its_own(tmp_path):
     learn = synthetic(tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit_stlr(1, cbs=Warm())
     assert len(learn.recorder.hps['lr'])==len(learn.dls.train)
+
+# what callbacks take and give back
+
+class Borrows(GivesBack):
+    "Doubles the batch size while a learner has it"
+    def __init__(self, refuse=None): self.refuse,self.events = refuse,[]
+    def take(self):
+        self.events.append('take')
+        if self.refuse is not None: raise self.refuse
+        self.dls.train.bs *= 2
+    def give_back(self):
+        self.events.append('give back')
+        self.dls.train.bs //= 2
+
+def test_take_and_give_back(tmp_path):
+    "In pairs, also after an error; what was refused is not given back, and not kept"
+    learn,cb = synthetic(tmp_path),Borrows()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=cb)
+        with pytest.raises(RuntimeError): learn.fit(1, cbs=[cb, Boom()])
+    assert cb.events==['take','give back']*2 and learn.dls.train.bs==16
+    for ex in (TypeError('no'), KeyboardInterrupt()):
+        refused = Borrows(ex)
+        with pytest.raises(type(ex)): learn.add_cb(refused)
+        assert refused.events==['take'] and refused.learn is None and refused not in learn.cbs
+
+def test_is_first(tmp_path):
+    learn,cbs = synthetic(tmp_path),[Borrows(),Borrows()]
+    class Other(Borrows): pass
+    learn.add_cbs([Other(), *cbs])
+    assert [cb.is_first for cb in cbs]==[True,False]
+    learn.remove_cb(cbs[0])
+    assert cbs[1].is_first
+
+# a budget of time
+
+@pytest.fixture
+def clock(monkeypatch):
+    "A clock that moves on only when it is told to"
+    from types import SimpleNamespace
+    now = SimpleNamespace(t=1000.)
+    monkeypatch.setattr('ulmfit_ext.callback.schedule.time', SimpleNamespace(time=lambda: now.t))
+    return now
+
+class Limited(DataLoader):
+    "Reads at most `max_batches` batches an epoch"
+    max_batches = None
+    def __iter__(self):
+        for i,b in enumerate(super().__iter__()):
+            if self.max_batches is not None and i>=self.max_batches: return
+            yield b
+
+class Tick(Callback):
+    "Each batch of training takes six seconds"
+    run_valid = False
+    def __init__(self, now): self.now = now
+    def before_batch(self): self.now.t += 6.
+
+def limited(path, max_batches=None):
+    learn = synthetic(path)
+    learn.dls.train.__class__ = Limited
+    learn.dls.train.max_batches = max_batches
+    return learn
+
+@pytest.mark.parametrize('max_batches', [None, 4])
+def test_time_budget(tmp_path, clock, max_batches):
+    "A minute of ten steps: a triangle over the time, the last epoch cut and validated, and the loader's limit given back"
+    learn = limited(tmp_path, max_batches)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1000, 0.1, cbs=[TimeBudget(1.), Tick(clock)])
+    np.testing.assert_allclose(learn.recorder.hps['lr'], [0.1*slanted_triangular(i, 10) for i in range(1, 11)], rtol=1e-3)
+    assert len(learn.recorder.values)==(2 if max_batches is None else 3) and learn.dls.train.max_batches==max_batches
+    assert all(len(o)==2 for o in learn.recorder.values)
+
+def test_time_budget_of_any_loader(tmp_path, clock):
+    "One that cannot end an epoch early finishes it"
+    learn = synthetic(tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1000, 0.1, cbs=[TimeBudget(1.), Tick(clock)])
+    assert len(learn.recorder.losses)==12 and len(learn.recorder.values)==2
+
+def test_time_budget_goes_on(tmp_path, clock):
+    "After 30 of 60 seconds; a validation in between does not start the clock anew"
+    class Nosy(Callback):
+        def after_epoch(self):
+            if is_fitting(self.learn): self.learn.validate()
+    learn = limited(tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1000, 0.1, cbs=[TimeBudget(1., elapsed=30.), Tick(clock), Nosy()])
+    assert len(learn.recorder.hps['lr'])==5
+
+def test_time_budget_interrupted(tmp_path, clock):
+    "The loader is left whole, and lr_find is left alone"
+    class Stop(Callback):
+        def before_validate(self): raise KeyboardInterrupt
+    learn = limited(tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): learn.fit(5, cbs=[TimeBudget(.1), Tick(clock), Stop()])
+        assert learn.dls.train.max_batches is None
+        learn.add_cb(TimeBudget(1.))
+        learn.lr_find(num_it=5, show_plot=False)
+
+# precision
+
+def test_importing_mends_nothing():
+    code = ("from fastai.text.models.awdlstm import WeightDropout; was = WeightDropout.forward,WeightDropout._setweights; import ulmfit_ext.all; "
+            "from ulmfit_ext.callback.precision import mend_weight_dropout; assert was==(WeightDropout.forward,WeightDropout._setweights); "
+            "mend_weight_dropout(); now = WeightDropout.forward; assert now is not was[0]; mend_weight_dropout(); assert WeightDropout.forward is now")
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+
+@pytest.mark.parametrize('kwargs,state', [(dict(batch_first=True), True), (dict(), True), (dict(num_layers=2, batch_first=True), True), (dict(bidirectional=True, batch_first=True), True),
+                                          (dict(bias=False, batch_first=True), True), (dict(batch_first=True), False)])
+def test_a_weight_dropout_of_ones_own_is_left_alone(kwargs, state, monkeypatch):
+    "What is no layer of an AWD-LSTM runs as in fastai, under autocast too"
+    import ulmfit_ext.callback.precision as module
+    mend_weight_dropout()
+    monkeypatch.setattr(module, '_lstm_bf16', lambda rnn, x, hc: ('ours', rnn))
+    monkeypatch.setattr(module, 'can_bfloat16', lambda: True)
+    rnn = nn.LSTM(5, 5, **kwargs)
+    drop,x = WeightDropout(rnn, 0.1),torch.randn(3, 4, 5)
+    n = kwargs.get('num_layers', 1)*(1+kwargs.get('bidirectional', False))
+    hc = [torch.zeros(n, 3 if kwargs.get('batch_first') else 4, 5)]*2 if state else None
+    monkeypatch.setattr(rnn, 'forward', lambda *args: ('its own', rnn))
+    with torch.autocast('cpu', torch.bfloat16): got = drop(x, hc)[0]
+    assert got==('ours' if kwargs==dict(batch_first=True) and state else 'its own')
+
+def test_weight_dropout_reads_packed_sequences():
+    mend_weight_dropout()
+    drop = WeightDropout(nn.LSTM(5, 5, batch_first=True), 0.1)
+    rows = nn.utils.rnn.pack_padded_sequence(torch.randn(3, 4, 5), [4,2,1], batch_first=True)
+    assert drop(rows, [torch.zeros(1, 3, 5)]*2)[0].data.shape==(7,5)
+
+def test_no_dropout_trains(tmp_path):
+    "drop_mult=0: training, evaluation, training"
+    mend_weight_dropout()
+    learn = text(tmp_path, drop_mult=0.)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 0.01)
+    assert len(learn.recorder.values)==2
+
+def test_cpu_bfloat16_brings_the_repair(monkeypatch, tmp_path):
+    import ulmfit_ext.callback.precision as module
+    called = []
+    monkeypatch.setattr(module, 'mend_weight_dropout', lambda: called.append(True))
+    synthetic(tmp_path, cbs=CPUBfloat16())
+    assert called==[True]
+
+class Two(nn.Module):
+    "Two outputs"
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(4, 2)
+    def forward(self, x): return self.l(x),self.l(x)
+def two_losses(o, y): return F.cross_entropy(o[0], y) + F.cross_entropy(o[1], y)
+
+def pair_learner(**kwargs):
+    items = [(torch.randn(4), torch.tensor(0)) for _ in range(16)]
+    return Learner(DataLoaders(*[DataLoader(items, bs=8)]*2), Two(), loss_func=two_losses, **kwargs)
+
+def test_cpu_bfloat16_of_several_outputs():
+    learn = pair_learner(cbs=CPUBfloat16())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert np.isfinite(float(learn.recorder.losses[-1]))
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_an_error_ends_cpu_bfloat16(n):
+    "What comes after a fit that ended while it computed in 16 bits is computed in 32 again; with two callbacks as well"
+    def stop(*args): raise KeyboardInterrupt
+    learn = pair_learner()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=[CPUBfloat16() for _ in range(n)])
+        assert not torch.is_autocast_enabled('cpu')
+        hook = learn.model.l.register_forward_hook(stop)
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=[CPUBfloat16() for _ in range(n)])
+        assert not torch.is_autocast_enabled('cpu')
+        hook.remove()
+        learn.fit(1)

@@ -214,7 +214,7 @@ def test_validate_keeps_out_of_gradients():
     learn = lm(cbs=LinearCrossEntropy(900))
     learn.validate()
     assert all(p.grad is None for p in learn.model.parameters())
-    assert learn.pred is None and learn.loss_func==learn.dls.loss_func
+    assert learn.pred is None and type(learn.loss_func) is CrossEntropyLossFlat
 
 # with others
 
@@ -241,20 +241,24 @@ def parts(n_texts=5, n_tok=4, n_words=50, dtype=torch.float):
     layer[0] = layer[0].detach().to(dtype).requires_grad_()
     return layer,torch.randint(0, n_words, (n_texts,n_tok))
 
+@pytest.mark.parametrize('grad', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float, torch.bfloat16])
-def test_precision_is_that_of_autocast(dtype):
+def test_precision_is_that_of_autocast(dtype, grad):
     "Also where what comes before the output layer was left in 32 bits"
     layer,targ = parts(dtype=dtype)
-    with torch.autocast('cpu', torch.bfloat16):
-        want = F.cross_entropy(F.linear(*layer).float().flatten(0, 1), targ.flatten(), reduction='none')
-        got  = linear_cross_entropy(*layer, targ, nn.CrossEntropyLoss(reduction='none'), block=400)
-    assert got.dtype==torch.float and torch.equal(got, want)
+    with torch.autocast('cpu', torch.bfloat16), torch.set_grad_enabled(grad):
+        want = F.cross_entropy(F.linear(*layer).float().flatten(0, 1), targ.flatten())
+        got  = linear_cross_entropy(*layer, targ, nn.CrossEntropyLoss(), block=400)
+    assert got.dtype==torch.float and gap(got, want)<1e-6
 
-def test_bfloat16_gradient_is_near_that_of_32_bits():
-    layer,targ = parts(16, 20, 300)
+@pytest.mark.parametrize('dtype,scale', [(torch.bfloat16,1.), (torch.float16,1.), (torch.float16,2.**16)])
+def test_gradients_in_16_bits_are_near_those_of_32(dtype, scale):
+    "A loss scale may be given, or not: small gradients are kept"
+    layer,targ = parts(64, 70, 1000)
     exact = F.cross_entropy(F.linear(*layer).flatten(0, 1), targ.flatten())
-    with torch.autocast('cpu', torch.bfloat16): half = linear_cross_entropy(*layer, targ, nn.CrossEntropyLoss(), block=9000)
-    for a,b in zip(torch.autograd.grad(half, layer), torch.autograd.grad(exact, layer), strict=True): assert gap(a, b)<0.01
+    with torch.autocast('cpu', dtype): half = linear_cross_entropy(*layer, targ, nn.CrossEntropyLoss(), block=300_000)
+    for a,b in zip(torch.autograd.grad(half*scale, layer), torch.autograd.grad(exact, layer), strict=True):
+        assert gap(a/scale, b)<0.01
 
 @pytest.mark.parametrize('grad', [True, False])
 def test_wrong_targets_are_pytorchs_to_refuse(way, grad):
@@ -263,7 +267,8 @@ def test_wrong_targets_are_pytorchs_to_refuse(way, grad):
         with pytest.raises((IndexError,RuntimeError)): linear_cross_entropy(*layer, targ+50, nn.CrossEntropyLoss())
 
 def test_a_wrong_reduction_is_pytorchs_to_refuse():
-    learn = lm(loss_func=CrossEntropyLossFlat(reduction='max'), cbs=LinearCrossEntropy())
+    learn = lm(cbs=LinearCrossEntropy())
+    learn.loss_func = CrossEntropyLossFlat(reduction='max')
     with pytest.warns(UserWarning, match='nothing to do'), pytest.raises(ValueError, match='not a valid value for reduction'): learn.fit(1)
 
 @pytest.mark.parametrize('grad', [True, False])
@@ -390,21 +395,29 @@ def test_cancelled(ex, event):
     with learn.no_logging(): learn.fit(1, cbs=Interrupt(event, ex))
     assert 'forward' not in vars(learn.model[1].decoder)
 
-@pytest.mark.parametrize('event', ['before_batch','after_pred','after_loss'])
+class SkipOdd(Callback):
+    "Cancels every other batch of a validation"
+    def __init__(self, event, order): self.event,self.order = event,order
+    def __call__(self, event):
+        if event==self.event and not self.training and self.iter%2: raise CancelBatchException
+
+class NoteAll(Callback):
+    "Loss and accuracy of each batch"
+    def before_fit(self): self.got = []
+    def after_batch(self): self.got.append((self.loss.item(), accuracy(self.pred, *self.yb).item()))
+
+@pytest.mark.parametrize('event', ['before_batch','after_pred'])
 @pytest.mark.parametrize('order', [-1, 100])
 def test_validation_batches_that_are_cancelled(event, order):
     "They are not measured; the others are"
-    class Skip(Callback):
-        def __call__(self, name):
-            if name==event and not self.training and self.iter%2: raise CancelBatchException
-    skip = Skip()
-    skip.order = order
-    learn = lm(metrics=accuracy, cbs=[LinearCrossEntropy(900), skip])
-    plain = lm(metrics=accuracy)
-    plain.dls.valid.shuffle = False
-    with learn.no_logging(), plain.no_logging(): got = learn.validate()
-    assert math.isfinite(got[0]) and 0<=got[1]<=1 and not learn.recorder.cancel_valid
-    assert len(learn.validate())==2
+    note = NoteAll()
+    with lm().no_logging(): lm().validate(cbs=note)
+    learn = lm(metrics=accuracy, cbs=[LinearCrossEntropy(900), SkipOdd(event, order)])
+    got = learn.validate()
+    if event=='after_pred': np.testing.assert_allclose(got[1], np.mean(note.got[::2], 0)[1], rtol=1e-5)
+    assert math.isfinite(got[0]) and 0<=got[1]<=1
+    learn.remove_cb(SkipOdd)
+    np.testing.assert_allclose(learn.validate(), np.mean(note.got, 0), rtol=1e-5) # what comes next is measured whole
 
 def test_not_a_language_model():
     with pytest.raises(TypeError, match='needs a language model.*Sequential of Linear|needs a language model.*RegModel'): synth_learner(cbs=LinearCrossEntropy())
@@ -477,6 +490,13 @@ def test_a_rate_for_each_group(dls):
     learn = varied(dls, 1, [Seen()], lr=slice(0.01, 0.1))
     scale = np.array([o.shape[1]/20 for o in learn.saw.x])
     np.testing.assert_allclose(learn.saw.steps, scale[:,None]*np.array([h['lr'] for h in learn.opt.hypers]), rtol=1e-6)
+
+def test_of_two_that_vary_the_first_works(dls):
+    "Rates are scaled once"
+    learn = varied(dls, 1, [Seen(), VariableBPTT(std=1, seed=1)])
+    scale = [o.shape[1]/20 for o in learn.saw.x]
+    np.testing.assert_allclose([o[-1] for o in learn.saw.steps], 0.1*np.array(scale), rtol=1e-6)
+    assert [o.shape[1] for o in learn.saw.x]==bptt_lengths(dls.train.bl, 20, std=3, seed=[0,0]) and dls.train.var_len is None
 
 def test_accumulated(dls):
     "A step of several batches is scaled by their mean length"

@@ -8,59 +8,71 @@ __all__ = ['linear_cross_entropy', 'LinearCrossEntropy']
 # %% ../../nbs/05_callback.loss.ipynb #de4f9bfd
 from fastai.text.all import *
 from fastai.callback.data import CollectDataCallback
-from torch.utils.checkpoint import checkpoint as recompute
 from .groups import GivesBack,is_fitting
 
 # %% ../../nbs/05_callback.loss.ipynb #586da6d9
-def _losses(logits, targ, loss):
-    "Cross entropy of each token, flat; `logits` (texts, tokens, words), `targ` (texts, tokens)"
-    logits = logits.flatten(0, 1)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) # 16 bits are too few to add up
-    return F.cross_entropy(logits, targ.flatten(), loss.weight, ignore_index=loss.ignore_index, reduction='none',
-                           label_smoothing=loss.label_smoothing)
-
-def _reduced(losses, targ, loss):
-    "What `loss` makes of the losses of all tokens"
-    if loss.reduction=='none': return losses
-    if loss.reduction=='sum':  return losses.sum()
-    counted = targ!=loss.ignore_index
-    return losses.sum() / (counted.sum() if loss.weight is None else loss.weight[targ[counted]].sum())
-
-def _fused(hidden, weight, loss):
+def _is_fused(hidden, weight, loss):
     "Can PyTorch's own function compute loss and gradients?"
     mixed = torch.is_autocast_enabled(hidden.device.type) or hidden.dtype!=weight.dtype
-    return (hasattr(F, 'linear_cross_entropy') and torch.is_grad_enabled() and loss.label_smoothing==0
+    return (hasattr(F, 'linear_cross_entropy') and loss.label_smoothing==0
             and not mixed and hidden.dtype in (torch.float32,torch.float64))
 
+class _SumOfBlocks(torch.autograd.Function):
+    "The sum of `f(hidden, targ, weight, bias)` over blocks of `texts` texts, computed together with its gradients"
+    @staticmethod
+    def forward(ctx, f, texts, targ, *layer):
+        leaves = [None if o is None else o.detach().requires_grad_(o.requires_grad) for o in layer]
+        hidden,weight,bias = leaves
+        total = 0.
+        with torch.enable_grad():
+            for h,t in zip(hidden.split(texts), targ.split(texts)):
+                part = f(h, t, weight, bias)
+                part.backward() # adds to the gradients of the leaves
+                total += part.detach()
+        ctx.save_for_backward(*[None if o is None else o.grad for o in leaves])
+        return total
+
+    @staticmethod
+    def backward(ctx, d): return None,None,None,*[None if o is None else o.mul_(d) for o in ctx.saved_tensors]
+
 # %% ../../nbs/05_callback.loss.ipynb #e54a6aa3
+def _divisor(targ, loss):
+    "What the sum of all losses is divided by"
+    if loss.reduction=='sum': return 1
+    counted = targ!=loss.ignore_index
+    return counted.sum() if loss.weight is None else loss.weight[targ[counted]].sum()
+
 def linear_cross_entropy(
     hidden:Tensor, # Input of the output layer (texts, tokens, n_in)
     weight:Tensor, # Its weights (words, n_in)
     bias:Tensor, # Its bias (words,), or None
     targ:Tensor, # The words that come next (texts, tokens)
-    loss:nn.CrossEntropyLoss, # Which cross entropy
+    loss:nn.CrossEntropyLoss, # Which cross entropy; its `reduction` is 'mean' or 'sum'
     block:int=2**24, # About how many logits to make at a time; at least those of one text
-    see=None, # Called with the logits and the targets of each block, where no gradient is asked for
+    see=None, # Called with the logits and the targets of each block, where no gradient is wanted
 ) -> Tensor: # What `loss` returns for all logits and targets, flattened
     "The cross entropy of the logits `hidden @ weight.T + bias`, which are made a block at a time"
-    if _fused(hidden, weight, loss):
+    kwargs = dict(weight=loss.weight, ignore_index=loss.ignore_index)
+    grad = torch.is_grad_enabled() and any(o is not None and o.requires_grad for o in (hidden,weight,bias))
+    if grad and _is_fused(hidden, weight, loss):
         rows = min(max(1, block//len(weight)), targ.numel())
-        return F.linear_cross_entropy(hidden.flatten(0, 1), weight, targ.flatten(), linear_bias=bias, weight=loss.weight,
-                                      reduction=loss.reduction, ignore_index=loss.ignore_index,
-                                      options=nn.LinearCrossEntropyOptions(batch_chunk_size=rows))
-    def _of_block(h, t, w, b):
-        logits = F.linear(h, w, b)
-        if see is not None and not torch.is_grad_enabled(): see(logits, t)
-        return _losses(logits, t, loss)
-    f = partial(recompute, _of_block, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else _of_block
-    texts  = max(1, block//(len(weight)*targ.shape[1]))
-    losses = [f(h, t, weight, bias) for h,t in zip(hidden.split(texts), targ.split(texts))]
-    return _reduced(torch.cat(losses), targ, loss)
+        return F.linear_cross_entropy(hidden.flatten(0, 1), weight, targ.flatten(), linear_bias=bias, reduction=loss.reduction,
+                                      options=nn.LinearCrossEntropyOptions(batch_chunk_size=rows), **kwargs)
+    def sum_of_losses(h, t, w, b):
+        logits = F.linear(h, w, b) # (texts, tokens, words)
+        if see is not None and not grad: see(logits, t)
+        logits = logits.flatten(0, 1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) # 16 bits are too few to add up
+        return F.cross_entropy(logits, t.flatten(), reduction='sum', label_smoothing=loss.label_smoothing, **kwargs)
+    texts = max(1, block//(len(weight)*targ.shape[1]))
+    if grad: total = _SumOfBlocks.apply(sum_of_losses, texts, targ, hidden, weight, bias)
+    else:    total = sum(sum_of_losses(h, t, weight, bias) for h,t in zip(hidden.split(texts), targ.split(texts)))
+    return total/_divisor(targ, loss)
 
 # %% ../../nbs/05_callback.loss.ipynb #1bd6fb1a
 def _is_cross_entropy(f):
     "Is `f` fastai's cross entropy over the last dimension?"
-    return type(f) is CrossEntropyLossFlat and f.axis in (-1,2) and f.flatten and f.reduction in ('none','mean','sum')
+    return type(f) is CrossEntropyLossFlat and f.axis in (-1,2) and f.flatten and f.reduction in ('mean','sum')
 
 def _sees_predictions(cb):
     "Does the callback look at what the model predicts?"
@@ -79,28 +91,39 @@ def _needs_loss_only(metric):
     return type(metric).accumulate in (AvgLoss.accumulate, AvgSmoothLoss.accumulate, Metric.accumulate)
 
 # %% ../../nbs/05_callback.loss.ipynb #e0959733
-class _Metrics:
-    "The metrics that the recorder adds up in a batch, to be added up in its place"
-    def __init__(self, learn):
-        self.learn,self.rec = learn,getattr(learn, 'recorder', None)
-        mets = [] if self.rec is None else self.rec._train_mets if learn.training else self.rec._valid_mets
-        self.by_texts = [o for o in mets if _is_by_texts(o)]
-        self.others   = [o for o in mets if not _is_by_texts(o)]
+class _RecordsByTexts(GivesBack):
+    "Adds up the metrics of a batch in the recorder's place, where some of them need logits"
+    order = Recorder.order+1
+    by_texts,others = [],[] # metrics that see the logits of some texts at a time, and those that read the loss
+    def metrics_now(self):
+        "The metrics that the recorder adds up in this batch, of both kinds"
+        rec  = getattr(self.learn, 'recorder', None)
+        mets = [] if rec is None else rec._train_mets if self.training else rec._valid_mets
+        return [o for o in mets if _is_by_texts(o)],[o for o in mets if not _is_by_texts(o)]
 
-    def replace_recorder(self, on=True):
-        if self.by_texts: setattr(self.rec, 'cancel_train' if self.learn.training else 'cancel_valid', on)
+    def replace_recorder(self):
+        by_texts,others = self.metrics_now()
+        if not by_texts: return
+        self.by_texts,self.others = by_texts,others
+        self.pass_over(True)
+
+    def pass_over(self, on): setattr(self.recorder, 'cancel_train' if self.training else 'cancel_valid', on)
 
     def add_texts(self, logits, targ):
-        "Add up those that need logits, of the logits and targets of some texts"
-        yb = self.learn.yb
+        yb = self.yb
         self.learn.pred,self.learn.yb = logits,(targ,)
         for o in self.by_texts: o.accumulate(self.learn)
         self.learn.pred,self.learn.yb = None,yb
 
-    def add_others(self):
-        "Add up those that need the loss only, unless the recorder does"
-        if self.by_texts:
-            for o in self.others: o.accumulate(self.learn)
+    def after_loss(self):
+        for o in self.others: o.accumulate(self.learn)
+
+    def after_cancel_batch(self): # there is nothing to measure in a batch that was cancelled before its prediction
+        if self.pred is None and not self.by_texts: self.replace_recorder()
+
+    def after_batch(self):
+        if self.by_texts: self.pass_over(False)
+        self.by_texts,self.others = [],[]
 
 # %% ../../nbs/05_callback.loss.ipynb #b674d68d
 def _output_layer(learn):
@@ -121,10 +144,9 @@ def _call_without_logits(model, layer, *xb):
 
 # %% ../../nbs/05_callback.loss.ipynb #8d266c4b
 @docs
-class LinearCrossEntropy(GivesBack):
+class LinearCrossEntropy(_RecordsByTexts):
     "Train and evaluate a language model without the logits of a whole batch: same loss, gradients and metrics"
-    order = Recorder.order+1 # after all that may change a prediction, and after the metrics
-    lent = own_loss = hidden = seen = None
+    lent = own_loss = hidden = None
     def __init__(self,
         block:int=2**24, # About how many logits to make at a time: 2**24 are 64 MB in single precision
     ):
@@ -132,59 +154,48 @@ class LinearCrossEntropy(GivesBack):
         store_attr()
 
     def take(self): _output_layer(self.learn)
-
     def before_fit(self):
         if is_fitting(self.learn) and not _is_cross_entropy(self.loss_func):
             warn(f"LinearCrossEntropy has nothing to do: the loss function is {self.loss_func}, and is given all logits")
 
     def before_batch(self):
         self.give_back()
-        if (not self.is_first or len(self.yb)!=1 or not _is_cross_entropy(self.loss_func)
-            or any(map(_sees_predictions, self.learn.cbs))): return
-        seen = _Metrics(self.learn)
-        if not all(map(_needs_loss_only, seen.others)): return
-        self.seen,self.lent = seen,self.model
+        if not self.is_first or len(self.yb)!=1 or not _is_cross_entropy(self.loss_func): return
+        if any(map(_sees_predictions, self.learn.cbs)): return
+        if not all(map(_needs_loss_only, self.metrics_now()[1])): return
+        self.lent = self.model
         self.lent.forward = partial(_call_without_logits, self.lent, _output_layer(self.learn))
-        seen.replace_recorder()
+        self.replace_recorder()
 
     def after_pred(self):
         if self.lent is None: return
         self.hidden,self.own_loss = self.pred,self.loss_func
         self.learn.pred,self.learn.loss_func = None,self._loss
 
-    def after_loss(self):
-        if self.seen is not None: self.seen.add_others()
-
     def after_cancel_batch(self):
         self.give_back()
-        if self.seen is None and self.pred is None: # cancelled before our turn: there is nothing to measure
-            self.seen = _Metrics(self.learn)
-            self.seen.replace_recorder()
-
-    def after_batch(self):
-        if self.seen is not None: self.seen.replace_recorder(False)
-        self.seen = None
+        super().after_cancel_batch()
 
     def give_back(self):
         if self.lent is not None: vars(self.lent).pop('forward', None)
         if self.own_loss is not None and self.learn.loss_func==self._loss: self.learn.loss_func = self.own_loss
         self.lent = self.own_loss = self.hidden = None
 
-    _docs = dict(take="Raise `TypeError` where the learner's model is no language model",
+    _docs = dict(take="Raise `TypeError` where the model is no language model",
                  before_fit="Warn where the loss function is not cross entropy",
                  before_batch="Have the model's next call leave out its logits, unless something needs all of them",
-                 after_pred="Take what was left in place of a prediction, and stand in for the loss function",
+                 after_pred="Take what came in place of a prediction, and stand in for the loss function",
                  after_loss="Add up the metrics that read the loss", after_batch="Let the recorder go on",
-                 after_cancel_batch="Give back; a batch without predictions has no metrics",
+                 after_cancel_batch="The learner has its own model and loss function again",
                  give_back="The learner has its own model and loss function again")
 
 # %% ../../nbs/05_callback.loss.ipynb #2e6e7e1f
 @patch
 def _loss(self:LinearCrossEntropy, _, targ):
     "The learner's loss function for one call"
-    hidden,loss,layer,seen = self.hidden,self.own_loss.func,_output_layer(self.learn),self.seen
+    hidden,loss,layer = self.hidden,self.own_loss.func,_output_layer(self.learn)
     self.give_back()
-    f = partial(linear_cross_entropy, hidden, layer.weight, layer.bias, targ.long(), loss, self.block, seen.add_texts)
-    if self.training and seen.by_texts:
-        with torch.no_grad(): f()
-    return f()
+    args = hidden,layer.weight,layer.bias,targ.long(),loss,self.block,self.add_texts
+    if self.training and self.by_texts:
+        with torch.no_grad(): linear_cross_entropy(*args)
+    return linear_cross_entropy(*args)

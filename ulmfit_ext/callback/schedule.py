@@ -52,14 +52,18 @@ class STLR(Callback):
         if is_fitting(self.learn):
             self.lr_max,self.hps = [h['lr'] for h in self.opt.hypers],{'lr':[]}
             if any('lr' in getattr(cb, 'scheds', {}) for cb in self.learn.cbs):
-                warn("STLR and another scheduler both set the learning rate: "
+                warn(f"{type(self).__name__} and another scheduler both set the learning rate: "
                      "fit with `fit` or `fit_stlr`, not `fit_one_cycle` and the like")
+
+    def multiplier(self):
+        "Of the peak rates, at this step"
+        start,stop = _stage(self.learn)
+        step = (self.epoch-start)*self.n_iter + self.iter
+        return slanted_triangular(step, (stop-start)*self.n_iter, self.cut_frac, self.ratio)
 
     def before_batch(self):
         if not is_fitting(self.learn): return
-        start,stop = _stage(self.learn)
-        step = (self.epoch-start)*self.n_iter + self.iter
-        pct = slanted_triangular(step, (stop-start)*self.n_iter, self.cut_frac, self.ratio)
+        pct = self.multiplier()
         self.opt.set_hyper('lr', [lr*pct for lr in self.lr_max])
 
     def after_batch(self):
@@ -126,9 +130,9 @@ def fit_stlr(self:Learner,
 
 # %% ../../nbs/02_callback.schedule.ipynb #932cd44b
 @docs
-class TimeBudget(GivesBack):
+class TimeBudget(GivesBack, STLR):
     "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit"
-    order,run_valid,cut,_stateattrs = STLR.order,False,None,('cut',)
+    cut,_stateattrs = None,('cut',)
     def __init__(self,
         minutes:float, # How long to train
         cut_frac:float=0.1, # Fraction of the time in which the rate climbs
@@ -137,45 +141,36 @@ class TimeBudget(GivesBack):
     ):
         store_attr()
 
-    @property
     def pct(self):
         "The share of the time that is over, at most 1"
         return min(1., (time.time()-self.began) / (60*self.minutes))
 
+    def multiplier(self):
+        "Of the peak rates, at this time"
+        return slanted_triangular(round(self.pct()*10000), 10000, self.cut_frac, self.ratio)
+
     def before_fit(self):
-        if not is_fitting(self.learn): return
-        self.give_back()
-        self.began = time.time()-self.elapsed
-        self.lr_max,self.hps = [h['lr'] for h in self.opt.hypers],{'lr':[]}
+        if is_fitting(self.learn):
+            self.give_back()
+            self.began = time.time()-self.elapsed
+        super().before_fit()
 
     def before_epoch(self):
-        if is_fitting(self.learn) and self.pct==1: raise CancelFitException
-
-    def before_batch(self):
-        if not is_fitting(self.learn): return
-        pct = slanted_triangular(round(self.pct*10000), 10000, self.cut_frac, self.ratio)
-        self.opt.set_hyper('lr', [lr*pct for lr in self.lr_max])
+        if is_fitting(self.learn) and self.pct()==1: raise CancelFitException
 
     def after_batch(self):
-        if not is_fitting(self.learn): return
-        self.hps['lr'].append(self.opt.hypers[-1]['lr'])
+        super().after_batch()
         dl = self.dls.train
-        if self.pct==1 and self.cut is None and hasattr(dl, 'max_batches'):
+        if is_fitting(self.learn) and self.pct()==1 and self.cut is None and hasattr(dl, 'max_batches'):
             self.cut,dl.max_batches = (dl,dl.max_batches),self.iter+1
 
     def after_fit(self):
-        if is_fitting(self.learn) and hasattr(self.learn, 'recorder'): self.recorder.hps = self.hps
+        super().after_fit()
         self.give_back()
 
     def give_back(self):
-        if self.cut is not None:
-            dl,max_batches = self.cut
-            dl.max_batches = max_batches
+        if self.cut is not None: self.cut[0].max_batches = self.cut[1]
         self.cut = None
 
-    _docs = dict(give_back="The loader reads whole epochs again",
-                 before_fit="Start the clock and take each group's rate as its peak",
-                 before_epoch="End the fit once the time is up",
-                 before_batch="Set the rates to where the triangle is at this time",
-                 after_batch="Let the epoch end once the time is up",
-                 after_fit="Hand the record of the rates to the `Recorder`")
+    _docs = dict(STLR._docs, give_back="The loader reads whole epochs again", before_epoch="End the fit if the time is up",
+                 after_batch="Record the last group's rate, and end the epoch if the time is up")
