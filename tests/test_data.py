@@ -280,6 +280,7 @@ def test_test_dl_takes(dls, df):
     with fails('does not know: other'): o.test_dl(pd.DataFrame({'text': ['a'], 'label': ['other']}), with_labels=True)
     with fails('1 rows have no label'): o.test_dl(pd.DataFrame({'text': ['a','b'], 'label': ['pos',None]}), with_labels=True)
     with fails('with_labels'): o.test_dl(['a'], with_labels=True)
+    with fails('with_labels'): dls.lm_fwd.test_dl(df, with_labels=True)
 
 def test_every_text_in_every_epoch(tmp_path):
     for n,bs in ((50,64),(100,64),(129,64),(7,3)):

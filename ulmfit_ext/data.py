@@ -11,6 +11,7 @@ from functools import cached_property
 from .core import *
 from .text.tables import *
 from .text.tokens import *
+from .text.corpus import * # not used here: for those who look for it in this module, where it once was
 from .text.loaders import *
 
 # %% ../nbs/15_data.ipynb #66930569
@@ -48,8 +49,8 @@ class UlmfitDls:
     def __repr__(self):
         kind = 'labels, any number a text' if self.multi else 'classes'
         classes = 'no labels' if self.classes is None else f'{len(self.classes)} {kind}'
-        return (f'UlmfitDls: {len(self.train_idx)} training, {len(self.valid_idx)} validation and {self.n_unlabelled} unlabelled texts, '
-                f'{len(self.ids):,} tokens, {len(self.vocab):,} words ({self.lang}), {classes}')
+        return (f'UlmfitDls: {len(self.train_idx)} training, {len(self.valid_idx)} validation and {self.n_unlabelled} '
+                f'unlabelled texts, {len(self.ids):,} tokens, {len(self.vocab):,} words ({self.lang}), {classes}')
 
 # %% ../nbs/15_data.ipynb #a000001d
 @patch
@@ -68,7 +69,8 @@ def clas(self:UlmfitDls,
 
 @patch
 def _make_lm(self:UlmfitDls, backwards):
-    return lm_dls(self.ids, self.offs, self.valid_idx, self.processor, backwards, bs=self.bs, bptt=self.bptt, path=self.path, **self.cols)
+    return lm_dls(self.ids, self.offs, self.valid_idx, self.processor, backwards,
+                  bs=self.bs, bptt=self.bptt, path=self.path, **self.cols)
 
 @patch
 def _make_clas(self:UlmfitDls, backwards):
@@ -85,7 +87,8 @@ def _count_vocab(tokens, min_freq, max_vocab, known):
     vocab = make_vocab(tokens.counts(), min_freq, max_vocab)
     filler = 'xxfake' # what fastai fills a vocabulary up with
     if not set(vocab) - {*special_tokens, filler}:
-        warnings.warn(f'no word occurs {min_freq} times in {len(tokens)} texts, so every word is unknown: pass min_freq=1 or more texts', stacklevel=3)
+        warnings.warn(f'no word occurs {min_freq} times in {len(tokens)} texts, so every word is unknown: '
+                      'pass min_freq=1 or more texts', stacklevel=3)
     if known is None: return vocab
     return [o for o in dict.fromkeys([*vocab, *known]) if o!=filler]
 
@@ -98,7 +101,7 @@ def ulmfit_dls(
     valid_col=None,              # Column of booleans, True for validation; instead of `valid_pct`
     unlabelled=None,             # More texts for the language models: a list, a column, a DataFrame or a path
     vocab:list=None,             # Words by id, used as they are; None: counted on all texts
-    lang='en',                   # Which tokenizer, see `as_tokenizer`: 'en'; 'th:chars', a token a character; 'zh:jieba', words
+    lang='en',                   # Which tokenizer, see `as_tokenizer`: 'en', 'th:chars' (characters), 'zh:jieba' (words)
     path:str|Path='.',           # Where the cache is kept and Learners save
     seed:int=None,               # Of the random split; None: another split each time
     bs:int=64,                   # Batch size: streams of the language models, texts of the classifiers
@@ -111,7 +114,7 @@ def ulmfit_dls(
     cache:bool=True,             # Keep the tokens in `path`/.ulmfit_cache?
     progress:bool=True           # Show a bar where tokenizing takes more than a second or two
 ) -> UlmfitDls:                  # `.lm_fwd`, `.lm_bwd`, `.clas_fwd`, `.clas_bwd`
-    "`DataLoaders` for both models in both directions from one pass of the tokenizer; raises `UlmfitError` on input it cannot use"
+    "`DataLoaders` for both models in both directions, from one pass of the tokenizer. Raises `UlmfitError` on bad input"
     clas_bs = ifnone(clas_bs, bs)
     _check_sizes(bptt, clas_bs if label_col is not None else None)
     df    = as_frame(df)
@@ -123,11 +126,13 @@ def ulmfit_dls(
     tokens = tokenize_once(texts+extra, lang, path, cache, progress)
     if vocab is None: vocab = _count_vocab(tokens, min_freq, max_vocab, known)
     cols = dict(text_col=text_col, label_col=label_col, label_delim=label_delim)
-    return UlmfitDls(tokens, TextProcessor(vocab, lang), y, classes, multi, labelled, valid, len(extra)+int(missing.sum()),
+    n_unlabelled = len(extra) + int(missing.sum())
+    return UlmfitDls(tokens, TextProcessor(vocab, lang), y, classes, multi, labelled, valid, n_unlabelled,
                      Path(path), bs, bptt, clas_bs, cols)
 
 # %% ../nbs/15_data.ipynb #7e1b6c59
 def _check_sizes(bptt, clas_bs):
     if bptt<1: raise UlmfitError(f"bptt is {bptt}: a language model reads at least one token at a time, 70 by default")
     if clas_bs is not None and clas_bs<2:
-        raise UlmfitError(f"the classifier's batch norm needs two texts in a batch, and its batch size is {clas_bs}: pass clas_bs=2 or more")
+        raise UlmfitError(f"the classifier's batch norm needs two texts in a batch, and its batch size is {clas_bs}: "
+                          "pass clas_bs=2 or more")

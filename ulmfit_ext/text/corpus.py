@@ -37,7 +37,8 @@ def _paragraphs(f):
         lines.append(line)
         size += len(line)
         if size>=_longest:
-            warnings.warn(f'a text file has {size:,} characters without a blank line and is cut there: documents are separated by blank lines')
+            warnings.warn(f'a text file has {size:,} characters without a blank line and is cut there: '
+                          'documents are separated by blank lines')
             yield ''.join(lines)
             lines,size = [],0
     yield ''.join(lines)
@@ -67,7 +68,8 @@ def _parquet_texts(f, text_col):
 
 def _json_texts(f, text_col): yield from get_column(read_json(f), text_col, 'text_col')
 
-_table_texts = dict(csv=_csv_texts, tsv=partial(_csv_texts, sep='\t'), jsonl=_jsonl_texts, json=_json_texts, parquet=_parquet_texts)
+_table_texts = dict(csv=_csv_texts, tsv=partial(_csv_texts, sep='\t'), jsonl=_jsonl_texts, json=_json_texts,
+                    parquet=_parquet_texts)
 
 # %% ../../nbs/13_text.corpus.ipynb #b790be85
 def _decoded(f, path):
@@ -84,7 +86,8 @@ def _file_texts(path, text_col, paragraphs):
         if kind!='txt': texts = _table_texts[kind](f, text_col)
         else:           texts = (_paragraphs if paragraphs else _whole_file)(_decoded(f, path))
         for t in texts:
-            if kind=='txt' and '\ufffd' in t: warnings.warn(f"'{path}' is not UTF-8 throughout, and what cannot be read is �: save it as UTF-8")
+            if kind=='txt' and '\ufffd' in t:
+                warnings.warn(f"'{path}' is not UTF-8 throughout, and what cannot be read is �: save it as UTF-8")
             yield t,raw.tell()
 
 # %% ../../nbs/13_text.corpus.ipynb #29523129
@@ -93,15 +96,18 @@ def _corpus_files(path):
     path = Path(path)
     if path.is_file():
         if file_kind(path) in table_readers: return [path]
-        raise UlmfitError(f"cannot tell what '{path}' is: name it .txt, .csv, .tsv, .jsonl, .json or .parquet (.gz may follow)")
+        raise UlmfitError(f"cannot tell what '{path}' is: name it .txt, .csv, .tsv, .jsonl, .json or .parquet "
+                          "(.gz may follow)")
     if not path.is_dir():
-        raise UlmfitError(f"there is no corpus at '{path}': pass a folder of text files, a text file or a table (the current folder is '{Path.cwd()}')")
+        raise UlmfitError(f"there is no corpus at '{path}': pass a folder of text files, a text file or a table "
+                          f"(the current folder is '{Path.cwd()}')")
     def hidden(o): return any(p.startswith('.') for p in o.relative_to(path).parts)
     files  = [o for o in sorted(path.rglob('*')) if o.is_file() and file_kind(o) in table_readers and not hidden(o)]
     txts   = [o for o in files if file_kind(o)=='txt']
     tables = [o for o in files if file_kind(o)!='txt']
     if txts and tables:
-        warnings.warn(f"'{path}' holds text files, and so {len(tables)} tables there are not read ({listing([o.name for o in tables], 3)}): "
+        names = listing([o.name for o in tables], 3)
+        warnings.warn(f"'{path}' holds text files, and so {len(tables)} tables there are not read ({names}): "
                       "give one of them, or move the text files away")
     return txts or tables
 
@@ -115,16 +121,17 @@ def corpus_key(
 
 # %% ../../nbs/13_text.corpus.ipynb #c055703e
 class TextStream:
-    "The documents of a corpus that have a word in them, one after the other; `pct` is how much of the corpus has been read"
+    "The documents of a corpus that have a word in them; `pct` is how much of the corpus has been read"
     def __init__(self,
-        corpus,            # Folder, text file, table (.csv, .tsv, .jsonl, .json, .parquet), any of these gzip'd; a DataFrame, or an iterable of texts
+        corpus,            # Folder, text file or table, any of them gzip'd; a DataFrame, or an iterable of texts
         text_col='text',   # Column of a table that holds the texts
         max_docs:int=None  # At most so many documents
     ):
         self.corpus,self.text_col,self.max_docs,self.pct = corpus,text_col,max_docs,0.
         self.files = _corpus_files(corpus) if isinstance(corpus, (str,Path)) else None
         if self.files is None and not hasattr(corpus, '__iter__'):
-            raise UlmfitError(f'the corpus is a {type(corpus).__name__}: pass the path of a folder or file, a DataFrame or a list of texts')
+            raise UlmfitError(f'the corpus is a {type(corpus).__name__}: pass the path of a folder or file, '
+                              'a DataFrame or a list of texts')
 
     def __iter__(self):
         texts = self._from_memory() if self.files is None else self._from_files()
@@ -134,7 +141,8 @@ class TextStream:
             empty = False
             yield t
         name = '' if self.files is None else f" '{self.corpus}'"
-        if empty: raise UlmfitError(f"the corpus{name} has no text in it (of a folder, the .txt files are read, or where it has none the tables)")
+        if empty: raise UlmfitError(f"the corpus{name} has no text in it (of a folder, the .txt files are read, "
+                                    "or where it has none the tables)")
 
     def _from_memory(self):
         texts = self.corpus
@@ -198,13 +206,14 @@ def _start_process():
 @contextmanager
 def _processes(n):
     "A pool of `n` processes that are started by the first job, and end with the block"
-    pool = ProcessPoolExecutor(n, multiprocessing.get_context('fork' if sys.platform=='linux' else 'spawn'), _start_process)
+    how  = multiprocessing.get_context('fork' if sys.platform=='linux' else 'spawn')
+    pool = ProcessPoolExecutor(n, how, _start_process)
     try: yield pool
     finally: pool.shutdown(cancel_futures=True)
 
 def _submit(pool, shard, lang):
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning) # of forking beside threads: these processes use nothing that those may hold
+        warnings.simplefilter('ignore', DeprecationWarning) # of forking beside threads, none of which is needed here
         shard.job = pool.submit(tokenize_unique, shard.texts, lang, False)
 
 # %% ../../nbs/13_text.corpus.ipynb #15592a20
@@ -240,7 +249,8 @@ class Corpus:
     ):
         self.files,self.offs,self.count,self.cache_hit = files,offs,count,cache_hit
     def __len__(self): return len(self.offs)-1
-    def __repr__(self): return f'Corpus({len(self):,} documents, {self.offs[-1]:,} tokens, {len(self.count):,} of them different)'
+    def __repr__(self):
+        return f'Corpus({len(self):,} documents, {self.offs[-1]:,} tokens, {len(self.count):,} of them different)'
     def counts(self) -> Counter:
         "How often each token occurs, in alphabetical order"
         return self.count
@@ -255,7 +265,8 @@ class Corpus:
             ids = np.load(file, mmap_mode='r')
             if (len(ids),ids.dtype)==(self.offs[-1],processor.dtype): return ids
         except FileNotFoundError: pass
-        except (OSError,ValueError,EOFError,TypeError) as e: warnings.warn(f"'{file}' is broken ({e}): making it again", stacklevel=2)
+        except (OSError,ValueError,EOFError,TypeError) as e:
+            warnings.warn(f"'{file}' is broken ({e}): making it again", stacklevel=2)
         with _writing(file), atomic_write(file) as tmp: self._write_ids(tmp, processor)
         return np.load(file, mmap_mode='r')
 
@@ -276,7 +287,8 @@ def _writing(file):
 
 def _load_shard(file):
     try: return Tokens.load(file)
-    except unreadable as e: raise UlmfitError(f"the tokens in '{file}' can no longer be read ({e}): tokenize the corpus again") from e
+    except unreadable as e:
+        raise UlmfitError(f"the tokens in '{file}' can no longer be read ({e}): tokenize the corpus again") from e
 
 # %% ../../nbs/13_text.corpus.ipynb #4e7dbc21
 def _with_bar(shards):
@@ -297,7 +309,7 @@ def _n_processors(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_g
 # %% ../../nbs/13_text.corpus.ipynb #445d0164
 def tokenize_corpus(
     corpus,                # What `TextStream` reads: a folder, a file, a DataFrame or an iterable of texts
-    lang='en',             # Which tokenizer, see `as_tokenizer`: 'en'; 'th:chars', a token a character; 'zh:jieba', words
+    lang='en',             # Which tokenizer, see `as_tokenizer`: 'en', 'th:chars' (characters), 'zh:jieba' (words)
     path:str|Path='.',     # The shards are in its folder `.ulmfit_cache/corpus`
     text_col='text',       # Column of a table that holds the texts
     max_docs:int=None,     # At most so many documents
@@ -305,7 +317,7 @@ def tokenize_corpus(
     progress:bool=True,    # Show a bar where there is more than one block?
     block_size:int=2**21   # Characters of the texts that are tokenized together
 ) -> Corpus:               # On disk; `.cache_hit` says whether nothing had to be tokenized
-    "Tokenize a corpus of any size as a stream; goes on where an earlier run was stopped. Raises `UlmfitError` where the corpus cannot be read or the shards not written"
+    "Tokenize a corpus of any size; goes on where an earlier run was stopped. Raises `UlmfitError` where it cannot read or write"
     stream = TextStream(corpus, text_col, max_docs)
     folder = Path(path)/'.ulmfit_cache'/'corpus'
     check_writable(folder)
@@ -332,12 +344,13 @@ def held_out(
     seed:int=42      # Which ones
 ) -> np.ndarray:     # Their numbers: one at least, and never all where there are two
     "The documents held out: `i` is one of them if the `i`-th random number of `seed` is below `pct`"
-    if not 0 < pct < 1: raise UlmfitError(f'valid_pct={pct} leaves nothing on one side: pass a share between 0 and 1, such as 0.02')
+    if not 0 < pct < 1:
+        raise UlmfitError(f'valid_pct={pct} leaves nothing on one side: pass a share between 0 and 1, such as 0.02')
     u = np.random.default_rng(seed).random(n)
     return np.flatnonzero(u < np.clip(pct, u.min()*(1+1e-9), u.max()))
 
 # %% ../../nbs/13_text.corpus.ipynb #9cfd0058
-_few_letters = set('bg cs da de el en es et fi fr ga hr hu it lt lv mt nl pl pt ro sk sl sv'.split()) # fastai's `eu_langs`
+_few_letters = set('bg cs da de el en es et fi fr ga hr hu it lt lv mt nl pl pt ro sk sl sv'.split()) # as fastai has it
 
 def train_subwords(
     corpus,                   # What `TextStream` reads
@@ -348,23 +361,25 @@ def train_subwords(
     max_chars:int=20_000_000, # Characters of the corpus to learn from
     max_docs:int=None,        # At most so many documents
 ) -> str:                     # What to pass as `lang`
-    "Train a SentencePiece model with fastai's settings. Raises `UlmfitError` where the package is missing, or the pieces cannot be found"
+    "Train a SentencePiece model with fastai's settings. Raises `UlmfitError` where the pieces cannot be found"
     try: from sentencepiece import SentencePieceTrainer
-    except ImportError: raise UlmfitError("pieces of words need the package sentencepiece: pip install 'ulmfit_ext[subwords]'") from None
+    except ImportError:
+        raise UlmfitError("pieces of words need the package sentencepiece: pip install 'ulmfit_ext[subwords]'") from None
     path = Path(path)
-    if path.suffix!='.model': raise UlmfitError(f"'{path}' is to be a SentencePiece model: give it a name that ends in .model")
+    if path.suffix!='.model':
+        raise UlmfitError(f"'{path}' is to be a SentencePiece model: give it a name that ends in .model")
     rules,lines,n = rules_of(lang),[],0
     for t in TextStream(corpus, text_col, max_docs):
         lines += re.findall('.{1,1000}', rules(t)) # longer lines are left out by SentencePiece
         n += len(t)
         if n>=max_chars: break
     marks,model = ['▁'+o for o in special_tokens],io.BytesIO()
-    try:
-        SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, vocab_size=size, hard_vocab_limit=False, minloglevel=2,
-            character_coverage=.99999 if lang in _few_letters else .9998,
-            user_defined_symbols=marks, unk_id=len(marks), pad_id=-1, bos_id=-1, eos_id=-1)
+    settings = dict(vocab_size=size, hard_vocab_limit=False, character_coverage=.99999 if lang in _few_letters else .9998,
+                    user_defined_symbols=marks, unk_id=len(marks), pad_id=-1, bos_id=-1, eos_id=-1, minloglevel=2)
+    try: SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **settings)
     except RuntimeError as e:
         why = ' '.join(str(e).split())[-120:]
-        raise UlmfitError(f"SentencePiece cannot find {size} pieces in {n:,} characters ({why}): ask for another number, or give more text") from e
+        raise UlmfitError(f"SentencePiece cannot find {size} pieces in {n:,} characters ({why}): ask for another number, "
+                          "or give more text") from e
     with atomic_write(path) as new: new.write_bytes(model.getvalue())
     return f'{lang}:{path}'

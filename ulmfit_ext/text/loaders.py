@@ -99,11 +99,11 @@ class UlmfitDataLoaders(TextDataLoaders):
         **kwargs                  # `bs` and whatever else `TfmdDL` takes
     ) -> TfmdDL:                  # A loader in which `test_items` are in the order given
         "A loader of new texts, tokenized as ours were"
-        texts,*labels = self.valid_ds.tls
         is_table = isinstance(test_items, pd.DataFrame)
-        items = _to_ids(self.processor, get_column(test_items, self.text_col, 'text_col') if is_table else test_items)
-        tls = [texts._new(items, split_idx=1)]
-        if with_labels: tls.append(labels[0]._new(self._labels_of(test_items), split_idx=1))
+        texts  = get_column(test_items, self.text_col, 'text_col') if is_table else test_items
+        values = [_to_ids(self.processor, texts)]
+        if with_labels: values.append(self._labels_of(test_items))
+        tls = [tl._new(o, split_idx=1) for tl,o in zip(self.valid_ds.tls, values)]
         return self.valid.new(Datasets(tls=tls), **kwargs)
 
 # %% ../../nbs/14_text.loaders.ipynb #eddff0db
@@ -113,7 +113,8 @@ def _labels_of(self:UlmfitDataLoaders, items):
     if len(self.valid_ds.tls)>1:
         if isinstance(items, pd.DataFrame): return self._table_labels(items)
         ours = {}
-        for ds in (self.train_ds,self.valid_ds): ours.update((id(ids),label) for ids,label in zip(*[tl.items for tl in ds.tls]))
+        for texts,labels in (self.train_ds.tls,self.valid_ds.tls):
+            ours.update({id(ids): label for ids,label in zip(texts.items, labels.items)})
         labels = [ours.get(id(o)) for o in items]
         if None not in labels: return labels
     raise UlmfitError('with_labels=True needs classifier DataLoaders and a DataFrame that has the label column')
@@ -125,7 +126,9 @@ def _table_labels(self:UlmfitDataLoaders, df):
     col = get_column(df, self.label_col, 'label_col')
     labels,classes,missing = read_labels(col, self.label_delim, isinstance(categorize, MultiCategorize))
     if missing.any():
-        raise UlmfitError(f'{missing.sum()} rows have no label (rows {listing(np.flatnonzero(missing))}, counted from 0): leave them out or pass with_labels=False')
+        rows = listing(np.flatnonzero(missing))
+        raise UlmfitError(f'{missing.sum()} rows have no label (rows {rows}, counted from 0): '
+                          'leave them out or pass with_labels=False')
     if new := set(classes) - set(categorize.vocab):
         raise UlmfitError(f"column '{self.label_col}' has classes that the model does not know: {listing(sorted(new))}")
     return labels
@@ -161,7 +164,7 @@ def clas_dls(
 
 # %% ../../nbs/14_text.loaders.ipynb #5bff14c0
 class TokenRow:
-    "Documents of a flat array of ids, one after the other in any order; tokens are copied when they are read, and not before"
+    "Documents of a flat array of ids, one after the other in any order; a token is copied when it is read"
     def __init__(self,
         ids:np.ndarray,       # All tokens, forward (n_tokens,); a `np.memmap` stays on disk
         offs:np.ndarray,      # Where each document starts in `ids`, and the end (n_docs+1,)
@@ -255,7 +258,8 @@ def _new_cuts(self:LMLoader):
     if self.var_len is None: return np.append(np.arange(start, stop, self.seq_len), stop)
     lens = self.var_len(stop-start)
     if sum(lens)!=stop-start or min(lens, default=1)<1:
-        raise UlmfitError(f'var_len gave lengths that sum to {sum(lens)}: they must be 1 or more and sum to {stop-start}, the tokens of a stream')
+        raise UlmfitError(f'var_len gave lengths that sum to {sum(lens)}: they must be 1 or more and sum to '
+                          f'{stop-start}, the tokens of a stream')
     return np.cumsum([start, *lens])
 
 @patch
@@ -321,7 +325,7 @@ class Documents:
     iloc = property(noop) # fastai takes what has it for a table, and leaves it as it is
 
 def lm_dls(
-    ids:np.ndarray,               # All tokens, in the ids of `processor`'s vocabulary, forward (n_tokens,); a `np.memmap` stays on disk
+    ids:np.ndarray,               # The ids of all tokens, forward (n_tokens,); a `np.memmap` stays on disk
     offs:np.ndarray,              # Where each document starts, and the end (n_docs+1,)
     valid,                        # The documents for validation: their positions, or how many at the end
     processor:TextProcessor,      # Vocabulary and tokenizer
@@ -338,7 +342,9 @@ def lm_dls(
     if isinstance(valid, (int,np.integer)): valid = range(max(0, n-valid), n)
     valid = np.array(valid, dtype=np.int64)
     train = np.setdiff1d(np.arange(n), valid)
-    if n and not len(train): raise UlmfitError(f'all {n} documents are for validation and none is left to train on: pass more documents or a smaller valid')
+    if n and not len(train):
+        raise UlmfitError(f'all {n} documents are for validation and none is left to train on: '
+                          'pass more documents or a smaller valid')
     loaders = []
     for i,docs in enumerate((train,valid)):
         ds = Datasets(tls=[_dataset(Documents(ids, offs, docs), _text_tfms(processor, backwards), split_idx=i)])
