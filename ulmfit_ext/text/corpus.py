@@ -153,12 +153,13 @@ class TextStream:
 
     def _from_files(self):
         sizes = [o.stat().st_size for o in self.files]
-        total = max(1, sum(sizes))
+        done,total = 0,max(1, sum(sizes)) # bytes
         paragraphs = Path(self.corpus).is_file()
-        for i,path in enumerate(self.files):
+        for path,size in zip(self.files, sizes):
             for t,n in _file_texts(path, self.text_col, paragraphs):
-                self.pct = (sum(sizes[:i])+n)/total
+                self.pct = (done+n)/total
                 yield t
+            done += size
 
 # %% ../../nbs/13_text.corpus.ipynb #6f0e2720
 @dataclass
@@ -205,7 +206,7 @@ def _start_process():
 
 @contextmanager
 def _processes(n):
-    "A pool of `n` processes that are started by the first job, and end with the block"
+    "A context with a pool of `n` processes, which the first job starts"
     how  = multiprocessing.get_context('fork' if sys.platform=='linux' else 'spawn')
     pool = ProcessPoolExecutor(n, how, _start_process)
     try: yield pool
