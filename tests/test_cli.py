@@ -366,7 +366,7 @@ def test_broken_model(home, model, tmp_path, name, how):
 def test_broken_pieces(home, tmp_path):
     "A finished piece that cannot be read is trained again, with a note; the others are read"
     run(small+' --out {}', home/'reviews.csv', tmp_path)
-    for pattern in ('classifier/fwd-*.safetensors', 'lm/fwd-*/fwd.safetensors', 'lm/fwd-*/vocab.json'):
+    for pattern in ('classifier/fwd-*/fwd.safetensors', 'lm/fwd-*/fwd.safetensors', 'lm/fwd-*/vocab.json'):
         f, = tmp_path.glob(pattern)
         f.write_bytes(f.read_bytes()[:50])
         res = run(small+' --out {}', home/'reviews.csv', tmp_path)

@@ -293,7 +293,6 @@ def train(
         from ulmfit_ext.text.corpus import TextStream
         from ulmfit_ext.text.tables import read_table
         from ulmfit_ext.ensemble import label_targets
-        from ulmfit_ext.callback.precision import bfloat16
         from ulmfit_ext.pipeline import ULMFiT
         df,cols = read_table(file),dict(text_col=text, label_col=label, label_delim=label_delim)
         tests = _labelled(test, text, label, label_delim) if test else None
@@ -303,9 +302,8 @@ def train(
         print(str(ulmfit.dls).removeprefix('UlmfitDls: '))
         if test: label_targets(tests[label], ulmfit.dls.classes, ulmfit.dls.multi, label_delim)   # better now than after the training
         if baseline: baseline = _baseline(ulmfit.dls, df, tests, text, label)
-        half = dict(cbs=bfloat16()) if bf16 else {}
-        if lm_epochs or minutes: ulmfit.fit_lm(lm_epochs, lm_lr, minutes=minutes and minutes/len(ulmfit.sides), **half)
-        ulmfit.fit_classifier(epochs, lr, max_len=max_len, **half)
+        if lm_epochs or minutes: ulmfit.fit_lm(lm_epochs, lm_lr, minutes=minutes and minutes/len(ulmfit.sides), bf16=bf16)
+        ulmfit.fit_classifier(epochs, lr, max_len=max_len, bf16=bf16)
         _report(ulmfit, tests, cols, baseline)
         print(f"\nThe model is in {out/'model'}, plots are in {out}. Next:\n"
               + _quoted('ulmfit', 'predict', out/'model', 'FILE', '--text', text, *(['--label-delim', label_delim] if label_delim else [])))

@@ -311,9 +311,8 @@ def run_demo(
     ulmfit = ULMFiT.from_df(train[['text','label','is_valid']], out, 'small', valid_col='is_valid', unlabelled=texts, max_vocab=5000, all_words=False, seed=seed, bs=32)
     print(ulmfit.dls)
     fast = has_bfloat16() # a processor that is slower needs more of the time for the rest
-    cbs = bfloat16() if fast else None
-    ulmfit.fit_lm(minutes=minutes*(0.25 if fast else 0.15), lr_max=0.008, drop_mult=0.1, cbs=cbs)
-    ulmfit.fit_classifier(10, 0.01, drop_mult=0.8, cbs=cbs)
+    ulmfit.fit_lm(minutes=minutes*(0.25 if fast else 0.15), lr_max=0.008, drop_mult=0.1, bf16=fast)
+    ulmfit.fit_classifier(10, 0.01, drop_mult=0.8, bf16=fast)
     said = ulmfit.ensemble.answers(df=test)
     errors = 1-ulmfit.validate(said)['accuracy']
     errors['TF-IDF + logistic regression'] = err
