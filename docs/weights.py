@@ -1,8 +1,8 @@
 "Put two language models that `ulmfit pretrain` made into the package, with a card, hashes and a text to check them by."
 import argparse,hashlib,json,shutil
 from pathlib import Path
-from ulmfit_ext.lm import lm_perplexity
 from ulmfit_ext.weights import lm_folder
+from ulmfit_ext.lm import lm_perplexity
 
 sample = '''The river rises in the hills north of the town and flows south for about ninety kilometres before it reaches the sea. In the nineteenth century it was the main road for timber, and a small port grew up at its mouth. The railway came in 1871, and most of the trade moved inland. Today the old warehouses hold a museum, two schools and the public library.
 
@@ -11,7 +11,7 @@ She was born in a village near the border, the third of five children. After stu
 The team won the match by three goals to one and finished second in the league. It was the best result in the history of the club, but the manager left at the end of the season, and many of the players were sold.
 '''
 
-card = '''# Small English language models
+readme = '''# Small English language models
 
 A forward and a backward AWD-LSTM language model for `ulmfit_ext`: `pretrained='small'`. Embedding {emb_sz}, hidden {n_hid}, {n_layers} layers, a vocabulary of 20,000 words and the
 tokenizer's marks; weights in 16 bits, under fastai's names.
@@ -40,47 +40,55 @@ It has read encyclopedia articles of one year, and nothing of the manner in whic
 what Wikipedia takes for granted, prejudice included. It is no source of facts.
 '''
 
-def with_earlier(d, side):
-    "What `config.json` says of a run, added to what that of the run it began with says"
-    if not d.get('pretrained'): return d
-    first = json.loads((Path(d['pretrained'])/'config.json').read_text())['directions'][side]
-    total = {k: round(first[k]+d[k], 2) for k in ('tokens','minutes','epochs')}
-    n = len(first['history'])
-    began = {k: first[k] for k in ('lr_max','minutes','tokens','perplexity')}
-    speed = round(total['tokens']/total['minutes']/60)
-    return {**d, **total, 'history': first['history']+d['history'], 'best_part': n+d['best_part'],
-            'tokens_per_second': speed, 'began_with': began}
+def card_of(folder, side):
+    "What `config.json` says of one direction, its settings among the facts; the time it took is one of these"
+    card = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))['directions'][side]
+    return {**card.pop('settings', {}), **card}
 
-def table_row(name, d):
-    "The row of the card's table for one direction, `d` being what `config.json` says of it"
-    cells = [name, f"{d['perplexity']:.1f}", f"{d['perplexity_per_word']:.1f}", f"{d['unknown']:.1%}",
-             f"{d['tokens']/1e6:.1f} million", f"{d['epochs']:.2f}", f"{d['minutes']:.0f}", f"{d['sample_perplexity']:.1f}"]
-    return f"| {' | '.join(cells)} |"
+def with_earlier(card, side):
+    "`card`, with what the run that it began with had read added to it"
+    if not card.get('pretrained'): return card
+    first = card_of(card['pretrained'], side)
+    total = {k: round(first[k]+card[k], 2) for k in ('tokens','minutes','epochs')}
+    began_with = {k: first[k] for k in ('lr_max','minutes','tokens','perplexity')}
+    return {**card, **total, 'began_with': began_with, 'history': first['history']+card['history'],
+            'best_part': len(first['history'])+card['best_part'],
+            'tokens_per_second': round(total['tokens']/total['minutes']/60)}
+
+def copy_weights(runs, out):
+    "Put the files of both directions into `out`, and return what `config.json` shall say"
+    vocabs = {(path/'vocab.json').read_text(encoding='utf-8') for path in runs.values()}
+    assert len(vocabs)==1, 'the directions have different vocabularies'
+    (out/'vocab.json').write_text(vocabs.pop(), encoding='utf-8')
+    for (side,path),name in zip(runs.items(), ('fwd','bwd')): shutil.copyfile(path/f'{name}.safetensors', out/f'{name}.safetensors')
+    config = json.loads((runs['forward']/'config.json').read_text(encoding='utf-8'))
+    config['directions'] = {side: with_earlier(card_of(path, side), side) for side,path in runs.items()}
+    return config
+
+def row_of(side, card):
+    "A direction's row in the table of the README"
+    facts = (f"{card['perplexity']:.1f}", f"{card['perplexity_per_word']:.1f}", f"{card['unknown']:.1%}", f"{card['tokens']/1e6:.1f} million",
+             f"{card['epochs']:.2f}", f"{card['minutes']:.0f}", f"{card['sample_perplexity']:.1f}")
+    return f"| {' | '.join((side, *facts))} |"
 
 def main(fwd, bwd, data, commit, hardware, commands):
     out,runs = lm_folder('small'),dict(forward=Path(fwd), backward=Path(bwd))
     out.mkdir(parents=True, exist_ok=True)
-    cfgs = {k: json.loads((p/'config.json').read_text()) for k,p in runs.items()}
-    vocabs = {(p/'vocab.json').read_text() for p in runs.values()}
-    assert len(vocabs)==1, 'the directions have different vocabularies'
-    for (k,p),o in zip(runs.items(), ('fwd','bwd')): shutil.copyfile(p/f'{o}.safetensors', out/f'{o}.safetensors')
-    (out/'vocab.json').write_text(vocabs.pop())
+    config = copy_weights(runs, out)
+    def write_config(): (out/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     (out/'sample.txt').write_text(sample, encoding='utf-8')
-    cfg = {**cfgs['forward'], 'directions': {k: with_earlier(cfgs[k]['directions'][k], k) for k in runs}}
-    (out/'config.json').write_text(json.dumps(cfg, indent=1))
-    for k,d in cfg['directions'].items():
-        d['sample_perplexity'] = round(lm_perplexity('small', sample.split('\n\n'), k=='backward'), 2)
-    (out/'config.json').write_text(json.dumps(cfg, indent=1))
-    rows = [table_row(k, d) for k,d in cfg['directions'].items()]
-    d = cfg['directions']['forward']
-    seed = f"Seed {d['seed']}: of the split, of the order of the articles, and of the dropout."
-    made = '```sh\n' + '\n'.join(commands) + f'\n```\n\n{seed}'
-    text = card.format(**cfg['sizes'], data=data, made=made, commit=commit, hardware=hardware,
-                       rows='\n'.join(rows), valid_pct=d['valid_pct'])
+    write_config() # `lm_perplexity` reads it
+    for side,card in config['directions'].items():
+        card['sample_perplexity'] = round(lm_perplexity('small', sample.split('\n\n'), side=='backward'), 2)
+    write_config()
+    rows = '\n'.join(row_of(*o) for o in config['directions'].items())
+    first = config['directions']['forward']
+    made = '```sh\n' + '\n'.join(commands) + f"\n```\n\nSeed {first['seed']}: of the split, of the order of the articles, and of the dropout."
+    text = readme.format(**config['sizes'], data=data, made=made, commit=commit, hardware=hardware, rows=rows, valid_pct=first['valid_pct'])
     (out/'README.md').write_text(text, encoding='utf-8')
     names = sorted(o.name for o in out.iterdir() if o.name!='SHA256SUMS')
     (out/'SHA256SUMS').write_text(''.join(f'{hashlib.sha256((out/o).read_bytes()).hexdigest()}  {o}\n' for o in names))
-    print('\n'.join(rows))
+    print(rows)
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__)

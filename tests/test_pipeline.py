@@ -106,7 +106,7 @@ def test_settings_can_be_read(make):
     lm,clas = [json.loads((u.path/o/'fwd-1'/'settings.json').read_text()) for o in ('lm','classifier')]
     assert (lm['n_epoch'],lm['lr_max'],lm['objects'],lm['sizes'])==(1, 0.01, [], {**size}) and clas['lr_max'][1:3]==[1e-4,1e-2]
 
-@pytest.mark.parametrize('spoil', [lambda f: f.write_text('{'), lambda f: f.unlink(), lambda f: f.write_text('[]')], ids=['damaged','missing','other'])
+@pytest.mark.parametrize('spoil', [lambda f: f.write_text('{'), lambda f: f.unlink(), lambda f: f.write_text('[1]')], ids=['damaged','missing','other'])
 def test_a_piece_whose_settings_cannot_be_read_is_not_used(make, spoil, capsys):
     u = make()
     u.fit_lm(1)
@@ -115,6 +115,7 @@ def test_a_piece_whose_settings_cannot_be_read_is_not_used(make, spoil, capsys):
     assert 'on disk' not in capsys.readouterr().out
     make().fit_lm(1)
     assert 'on disk' in capsys.readouterr().out
+    make().fit_classifier(1)
 
 def test_a_piece_that_is_damaged_is_trained_again_and_is_what_it_was(make, capsys):
     u = make()

@@ -7,27 +7,23 @@ __all__ = ['ulmfit_classifier']
 
 # %% ../nbs/23_classifier.ipynb #5ad82fc6
 from fastai.text.all import *
-from .callback.groups import *
 from .callback.unfreeze import *
 from .callback.bpt3c import *
 from .callback.precision import mend_weight_dropout
 from .core import *
-from .text.tables import *
-from .text.tokens import *
 from .text.loaders import *
-from .data import *
 from .weights import *
-from .lm import *
 
 # %% ../nbs/23_classifier.ipynb #dadcff9a
 def _encoder_weights(encoder, dls):
-    "Weights of the AWD-LSTM of `encoder` (a learner, or what `find_lm` finds) for the vocabulary of `dls`, and its sizes"
+    "Weights of the encoder for the vocabulary of `dls`, and its sizes; `encoder` is a learner or what `find_lm` finds"
     setup = text_setup(dls)
     vocab = list(setup.processor.vocab)
     if isinstance(encoder, Learner):
         own = text_setup(encoder.dls)
         if list(own.processor.vocab)!=vocab:
-            raise UlmfitError("The language model and the classifier have different vocabularies: make both from one `ulmfit_dls`")
+            raise UlmfitError("The language model and the classifier have different vocabularies: "
+                              "make both from one `ulmfit_dls`")
         if own.backwards!=setup.backwards:
             raise UlmfitError(f"The language model reads {own.direction} and the classifier {setup.direction}: "
                               "give each its own direction")
@@ -44,7 +40,7 @@ def ulmfit_classifier(
     dls:DataLoaders, # Classifier data of one direction: `.clas_fwd` or `.clas_bwd` of `ulmfit_dls`
     config:dict=None, # Sizes and dropouts that differ from the encoder's and fastai's `awd_lstm_clas_config`
     drop_mult:float=0.5, # Multiplies all dropouts of `config`
-    encoder=None, # A language-model learner, or what `find_lm` finds, to take the encoder from; None: start from scratch
+    encoder=None, # A language-model learner or what `find_lm` finds, to take the encoder from; None: from scratch
     bptt:int=70, # Tokens in a chunk
     max_len:int=None, # How many tokens, from the document's end, gradients reach; None: all
     checkpoint:bool|str='auto', # Recompute activations to save memory? See `BPT3C`
@@ -58,11 +54,12 @@ def ulmfit_classifier(
     wgts,sizes = (None,{}) if encoder is None else _encoder_weights(encoder, dls)
     for k,v in sizes.items():
         if config.get(k, v)!=v:
-            raise UlmfitError(f"config says {k}={config[k]} and the encoder has {v}: leave it out of config, or pass no encoder")
+            raise UlmfitError(f"config says {k}={config[k]} and the encoder has {v}: "
+                              "leave it out of config, or pass no encoder")
     opt_func = ifnone(opt_func, partial(Adam, mom=0.7, sqr_mom=0.99))
     metrics  = ifnone(metrics, accuracy_multi if text_setup(dls).multi else accuracy)
-    learn = text_classifier_learner(dls, AWD_LSTM, seq_len=bptt, config={**sizes, **config}, drop_mult=drop_mult, pretrained=False,
-                                    max_len=None, opt_func=opt_func, metrics=metrics, **kwargs)
+    learn = text_classifier_learner(dls, AWD_LSTM, seq_len=bptt, max_len=None, config={**sizes, **config}, drop_mult=drop_mult,
+                                    pretrained=False, opt_func=opt_func, metrics=metrics, **kwargs)
     if wgts is not None:
         load_weights(learn.model[0].module, wgts, "the encoder's weights")
         learn.freeze()

@@ -8,8 +8,7 @@ __all__ = ['lm_sizes', 'lm_size', 'lm_learner', 'coverage', 'LMTraining', 'finet
 
 # %% ../nbs/22_lm.ipynb #420c1078
 from fastai.text.all import *
-import ctypes,math,sys
-from dataclasses import asdict,dataclass,fields,replace
+import ctypes,inspect,math,sys
 from fastai.callback.training import GradientClip
 from fastai.text.core import UNK,defaults
 from .callback.groups import *
@@ -80,28 +79,28 @@ def coverage(
     return int(counts[is_known].sum())/max(int(counts.sum()), 1)
 
 # %% ../nbs/22_lm.ipynb #333f7293
-@dataclass
 class LMTraining:
     "How a language model is trained. Raises `UlmfitError` for settings that cannot be"
-    n_epoch:int=1            # Epochs
-    minutes:float=None       # Train for about so long instead
-    lr_max:float=5e-3        # Peak learning rate: of one cycle, or of a slanted triangle
-    schedule:str='one_cycle' # How the rate goes: 'one_cycle' or 'stlr'; with `minutes` always the latter
-    drop_mult:float=0.3      # Multiplies all dropouts
-    clip:float=0.25          # Gradients are made no longer than this; None: left as they are, or to a `GradientClip` among the callbacks
-    wd:float=None            # Weight decay; None: fastai's
-    bf16:bool=False          # Compute products in bfloat16? About twice as fast on a processor that can (AMX, AVX-512 BF16), or on a GPU
-    bs:int=64                # Streams read side by side
-    bptt:int=70              # Tokens in a step
-    part:int=2_000_000       # About how many tokens between one validation, and checkpoint, and the next; None: all of the text
-    seed:int=42              # Which documents are held out, and the random numbers of training
-
-    def __post_init__(self):
-        if self.schedule not in ('one_cycle','stlr'): raise UlmfitError(f"schedule is {self.schedule!r}: 'one_cycle' or 'stlr'")
-        if self.minutes is None and self.n_epoch<1:
-            raise UlmfitError(f"n_epoch is {self.n_epoch}: at least one, or pass minutes")
-        if self.minutes is not None and self.minutes<=0:
-            raise UlmfitError(f"minutes is {self.minutes}: more than none, or leave it out to train for n_epoch epochs")
+    def __init__(self,
+        n_epoch:int=1, # Epochs
+        minutes:float=None, # Train for about so long instead
+        lr_max:float=5e-3, # Peak learning rate: of one cycle, or of a slanted triangle
+        schedule:str='one_cycle', # How the rate goes: 'one_cycle' or 'stlr'; with `minutes` always the latter
+        drop_mult:float=0.3, # Multiplies all dropouts
+        clip:float=0.25, # Gradients are made no longer than this; None: left as they are, or to a `GradientClip` among the callbacks
+        wd:float=None, # Weight decay; None: fastai's
+        bf16:bool=False, # Compute products in bfloat16? About twice as fast on a GPU, or a processor that can (AMX, AVX-512 BF16)
+        bs:int=64, # Streams read side by side
+        bptt:int=70, # Tokens in a step
+        part:int=2_000_000, # About how many tokens between one validation, and checkpoint, and the next; None: all of the text
+        seed:int=42, # Which documents are held out, and the random numbers of training
+    ):
+        store_attr()
+        if schedule not in ('one_cycle','stlr'): raise UlmfitError(f"schedule is {schedule!r}: 'one_cycle' or 'stlr'")
+        if minutes is None and n_epoch<1: raise UlmfitError(f"n_epoch is {n_epoch}: at least one, or pass minutes")
+        if minutes is not None and minutes<=0:
+            raise UlmfitError(f"minutes is {minutes}: more than none, or leave it out to train for n_epoch epochs")
+        if minutes is not None: self.n_epoch,self.schedule = None,'stlr' # the time decides
 
 # %% ../nbs/22_lm.ipynb #47c8cdd1
 class _ReturnMemory(Callback):
@@ -128,19 +127,18 @@ def _clipping(cbs, clip):
 
 def _fit(learn, how, cbs, elapsed=0., n_parts=1):
     "Train `learn` as `how` says, `elapsed` seconds of it done already; an epoch is read in `n_parts`"
-    if how.bf16: cbs = L(cbs) + L(bfloat16(learn.dls.device))
-    n_epoch = how.n_epoch*n_parts
+    kwargs = dict(wd=how.wd, cbs=L(cbs) + L(bfloat16(learn.dls.device) if how.bf16 else None))
     with _saving_memory(learn):
-        if how.minutes is not None:     _fit_minutes(learn, how, cbs, elapsed)
-        elif how.schedule=='one_cycle': learn.fit_one_cycle(n_epoch, how.lr_max, moms=(.8,.7,.8), wd=how.wd, cbs=cbs)
-        else:                           learn.fit_stlr(n_epoch, how.lr_max, wd=how.wd, cbs=cbs)
+        if how.minutes is not None:     _fit_minutes(learn, how, elapsed, **kwargs)
+        elif how.schedule=='one_cycle': learn.fit_one_cycle(how.n_epoch*n_parts, how.lr_max, moms=(.8,.7,.8), **kwargs)
+        else:                           learn.fit_stlr(how.n_epoch*n_parts, how.lr_max, **kwargs)
 
-def _fit_minutes(learn, how, cbs, elapsed):
+def _fit_minutes(learn, how, elapsed, wd, cbs):
     "Fit for some minutes: as many epochs as that takes, the last one perhaps a part"
     dl = learn.dls.train
     most = how.minutes*60*30_000_000 # tokens: more than any machine manages
     n_epoch = math.ceil(most/(len(dl)*dl.bs*dl.seq_len))
-    learn.fit(n_epoch, how.lr_max, wd=how.wd, cbs=L(TimeBudget(how.minutes, elapsed=elapsed)) + L(cbs))
+    learn.fit(n_epoch, how.lr_max, wd=wd, cbs=L(TimeBudget(how.minutes, elapsed=elapsed)) + cbs)
 
 # %% ../nbs/22_lm.ipynb #53c10fcb
 @delegates(lm_learner, but='dls,config,drop_mult,pretrained,lr,wd,moms,cbs')
@@ -164,7 +162,7 @@ def finetune_lm(
     how = LMTraining(n_epoch, minutes, lr_max, 'stlr', drop_mult, clip, wd, bf16)
     learn = lm_learner(dls.lm(backwards) if isinstance(dls, UlmfitDls) else dls, config, drop_mult, pretrained, **kwargs)
     cbs,_ = _clipping(cbs, clip)
-    if pretrained is not None: cbs += L(DiscriminativeLR(factor))
+    if pretrained is not None: cbs = cbs + L(DiscriminativeLR(factor))
     _fit(learn, how, cbs)
     return learn
 
@@ -262,10 +260,9 @@ def _pretraining_lang(lang, config, pretrained, backwards, valid_pct):
 
 def _pretraining_settings(learn, how, config, pretrained, **kwargs):
     "What tells this training from others, as JSON holds it"
-    how,setup = asdict(how),text_setup(learn.dls)
-    if how['minutes'] is not None: how.update(n_epoch=None, schedule='stlr')
-    tokens = Path(learn.dls.train.ids.filename).name # made from the text, the tokenizer and the vocabulary
-    return plain_settings(tokens=tokens, pretrained_sha256=fingerprint(pretrained, setup.backwards),
+    setup,how = text_setup(learn.dls),{o: getattr(how, o) for o in inspect.signature(LMTraining).parameters}
+    ids = Path(learn.dls.train.ids.filename).name # made from the text, the tokenizer and the vocabulary
+    return plain_settings(ids=ids, pretrained_sha256=fingerprint(pretrained, setup.backwards),
                           sizes={**lm_size(config), **awd_sizes(learn)}, **how, **kwargs)
 
 def _is_trained(learn, path, settings, half):
@@ -314,14 +311,14 @@ def _save_pretrained(learn, keep, path, settings, half, pretrained):
           f"after {tokens/1e6:.2f} million tokens; saved to {path}")
 
 # %% ../nbs/22_lm.ipynb #c27b0b2b
-@delegates(lm_learner, but='dls,config,drop_mult,pretrained,lr,wd,moms,cbs,path')
-@delegates(LMTraining, keep=True)
+@delegates(LMTraining)
+@delegates(lm_learner, but='dls,config,drop_mult,pretrained,verbose,lr,wd,moms,cbs,path', keep=True)
 def pretrain_lm(
     corpus, # Folder of `.txt` files, text file, table, DataFrame or iterable of texts; of any size
     path, # Folder for the language model, and for the cache of its tokens; both directions can share it
     config:str|dict='small', # Sizes: a name in `lm_sizes`, or a dict; those of `pretrained` where that is given
     backwards:bool=False, # Read from end to beginning?
-    lang:str=None, # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words. None: that of `pretrained`, or English
+    lang:str=None, # spaCy's code of the language, as for `corpus_dls`; None: that of `pretrained`, or English
     text_col:str='text', # Column of a table that holds the text
     pretrained=None, # A language model to begin with, as `find_lm` finds it; None: from scratch
     max_vocab:int=20000, # Size of the vocabulary
@@ -333,15 +330,13 @@ def pretrain_lm(
     **kwargs
 ) -> LMLearner: # With the best weights, which are saved to `path`
     "Train a language model on general text (section 3.1) and save it; the same call goes on where an earlier one was stopped"
-    own = {o.name for o in fields(LMTraining)}
-    how,kwargs = LMTraining(**{k:v for k,v in kwargs.items() if k in own}),{k:v for k,v in kwargs.items() if k not in own}
+    how = LMTraining(**{k: kwargs.pop(k) for k in inspect.signature(LMTraining).parameters if k in kwargs})
     lang,path = _pretraining_lang(lang, config, pretrained, backwards, valid_pct),Path(path)
     make_dir(path)
     dls = corpus_dls(corpus, path, lang, max_vocab, 3, backwards, how.bs, how.bptt, valid_pct, how.seed, text_col, max_docs, workers)
     set_seed(how.seed)
     learn = lm_learner(dls, config, how.drop_mult, pretrained, path=path, **kwargs)
-    all_cbs,clip = _clipping(cbs, how.clip)
-    how = replace(how, clip=clip)
+    all_cbs,how.clip = _clipping(cbs, how.clip)
     if cbs: kwargs['cbs'] = cbs
     settings = _pretraining_settings(learn, how, config, pretrained, valid_pct=valid_pct, max_docs=max_docs, **kwargs)
     if _is_trained(learn, path, settings, half): return learn

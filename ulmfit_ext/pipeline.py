@@ -55,7 +55,7 @@ class ULMFiT:
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
         data = dict(data_sha256=_data_sha256(dls), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
         weights = {s: dict(pretrained_sha256=fingerprint(pretrained, s=='bwd'), sizes=lm_size(config)) for s in self.sides}
-        self.start = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # settings of all stages
+        self.inputs = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # settings that all stages share
 
     def __repr__(self):
         if not self.sides: return f"ULMFiT in {self.path}: {self._ensemble}"
@@ -81,7 +81,7 @@ def _start_from(pretrained, directions, config, lang):
 def from_df(cls:ULMFiT,
     df, # DataFrame, or file of a table
     path='ulmfit', # Folder for everything that is made
-    pretrained='auto', # What `find_lm` finds: 'small', 'wt103', or a path; None: no stage one; 'auto': 'small' for English at that size, else None
+    pretrained='auto', # What `find_lm` finds; None: no stage one; 'auto': 'small' for English at that size, else None
     directions:str='both', # 'both', 'fwd' or 'bwd'
     config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
     bptt:int=70, # Tokens in a chunk
@@ -115,17 +115,9 @@ def _dls(self:ULMFiT, kind, side):
     return dls
 
 @patch
-def _piece(self:ULMFiT,
-    kind, # Its folder, 'lm' or 'classifier'
-    side, # 'fwd' or 'bwd'
-    settings, # From `plain_settings`
-    read, # Makes a learner from the folder of a piece
-    train, # Makes a trained learner
-    write, # Writes a learner to a folder
-):
-    "A learner: read from disk where it was trained with the same settings, else trained and saved"
-    folder,what = self.path/kind,'Language model' if kind=='lm' else 'Classifier'
-    path = find_piece(folder, side, settings)
+def _from_disk(self:ULMFiT, kind, side, settings, read):
+    "What `read` makes of the piece with `settings`; None where there is none, or it is damaged"
+    what,path = dict(lm='Language model', classifier='Classifier')[kind],find_piece(self.path/kind, side, settings)
     if path is not None:
         try:
             learn = read(path)
@@ -134,10 +126,12 @@ def _piece(self:ULMFiT,
         except UlmfitError as e: warn(f'{e}. It is trained again')
     why = why_again(settings)
     print(f"{what}, {_ways[side]}{': '+why if why else ''}")
-    learn = train()
-    save_piece(folder, side, settings, partial(write, learn))
+
+@patch
+def _to_disk(self:ULMFiT, kind, side, settings, learn, write):
+    "Save what `write` writes to a folder as the piece with `settings`, and a loss curve beside it"
+    save_piece(self.path/kind, side, settings, write)
     save_figure(loss_curve(learn), self.path/f'{kind}_{side}.png')
-    return learn
 
 # %% ../nbs/40_pipeline.ipynb #d2f046de
 @patch
@@ -159,18 +153,18 @@ def fit_lm(self:ULMFiT,
     It reads the training texts and those without labels; the validation texts measure it."""
     self._can_train()
     how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, **kwargs)
-    given = dict(cbs=cbs) if cbs else {}
-    settings = {s: plain_settings(**self.start[s], **how, **given) for s in self.sides}
+    if cbs: how['cbs'] = cbs
+    settings = {s: plain_settings(**self.inputs[s], **how) for s in self.sides}
     for side in self.sides:
         def _read(folder): return lm_learner(self._dls('lm', side), self.config, drop_mult, folder, **{**kwargs, 'verbose':False})
-        def _train(): return finetune_lm(self._dls('lm', side), self.pretrained, self.config, cbs=cbs, **how)
-        self.lms[side] = self._piece('lm', side, settings[side], _read, _train, self._write_lm)
+        learn = self._from_disk('lm', side, settings[side], _read)
+        if learn is None:
+            learn = finetune_lm(self._dls('lm', side), self.pretrained, self.config, **how)
+            losses = [list(map(float, o)) for o in learn.recorder.values]
+            write = partial(save_lm, learn, pretrained=str(self.pretrained), losses=losses)
+            self._to_disk('lm', side, settings[side], learn, write)
+        self.lms[side] = learn
     return self
-
-@patch
-def _write_lm(self:ULMFiT, learn, folder):
-    losses = [list(map(float, o)) for o in learn.recorder.values]
-    save_lm(learn, folder, pretrained=str(self.pretrained), losses=losses)
 
 # %% ../nbs/40_pipeline.ipynb #376bf48a
 @patch
@@ -189,26 +183,19 @@ def fit_classifier(self:ULMFiT,
     self._can_train()
     check_place(self.folder)
     how = dict(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
-    own = dict(classifier_bptt=self.bptt, bf16=bf16, **how, **kwargs, **(dict(cbs=cbs) if cbs else {}))
-    settings = {s: plain_settings(**self.start[s], encoder_sha256=self._encoder_sha256(s), **own) for s in self.sides}
+    given = dict(cbs=cbs) if cbs else {}
+    settings = {s: self._classifier_settings(s, bf16=bf16, **how, **kwargs, **given) for s in self.sides}
     for side in self.sides:
-        def _make(): return self._new_classifier(side, **kwargs)
-        def _read(path): return _load_classifier(_make(), path, side)
-        def _train():
-            learn = _make()
-            learn.fit_gradual(cbs=L(cbs) + L(bfloat16(learn.dls.device) if bf16 else None), **how)
-            return learn
-        def _write(learn, folder): save_weights(learn.model, folder/f'{side}.safetensors')
-        self.learns[side] = self._piece('classifier', side, settings[side], _read, _train, _write)
+        learn = self._from_disk('classifier', side, settings[side], partial(self._read_classifier, side, **kwargs))
+        if learn is None:
+            learn = self._new_classifier(side, **kwargs)
+            learn.fit_gradual(**how, cbs=L(cbs) + L(bfloat16(learn.dls.device) if bf16 else None))
+            def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
+            self._to_disk('classifier', side, settings[side], learn, _write)
+        self.learns[side] = learn
     self._ensemble = None
     self.save()
     return self
-
-def _load_classifier(learn, folder, side):
-    file = folder/f'{side}.safetensors'
-    load_weights(learn.model, read_weights(file), f'the weights in {file}')
-    learn.unfreeze() # as `fit_gradual` leaves it
-    return learn
 
 @patch
 def _new_classifier(self:ULMFiT, side, config=None, **kwargs):
@@ -217,14 +204,28 @@ def _new_classifier(self:ULMFiT, side, config=None, **kwargs):
     if encoder is None: config = {**lm_size(self.config), **(config or {})}
     return ulmfit_classifier(self._dls('clas', side), config, encoder=encoder, bptt=self.bptt, path=self.path, **kwargs)
 
+@patch
+def _read_classifier(self:ULMFiT, side, folder, **kwargs):
+    "The classifier of one direction in the folder of a piece"
+    learn,file = self._new_classifier(side, **kwargs),folder/f'{side}.safetensors'
+    load_weights(learn.model, read_weights(file), f'the weights in {file}')
+    learn.unfreeze() # as `fit_gradual` leaves it
+    return learn
+
 # %% ../nbs/40_pipeline.ipynb #848e93f9
 @patch
-def _encoder_sha256(self:ULMFiT, side):
-    "The SHA-256 of the fine-tuned language model; None where there is none, and the pretrained one counts"
-    if side in self.lms: return fingerprint(self.lms[side])
-    start = plain_settings(**self.start[side])
-    def _is_ours(settings): return settings and all(settings.get(k)==v for k,v in start.items() if k!='objects')
-    ours = [path for path,settings in pieces(self.path/'lm', side).items() if _is_ours(settings)]
+def _classifier_settings(self:ULMFiT, side, **settings):
+    "What tells the classifier of one direction from others, as JSON holds it"
+    if side not in self.lms: self._warn_of_lm(side)
+    encoder = fingerprint(self.lms.get(side, self.pretrained), side=='bwd')
+    return plain_settings(**self.inputs[side], encoder_sha256=encoder, classifier_bptt=self.bptt, **settings)
+
+@patch
+def _warn_of_lm(self:ULMFiT, side):
+    "Warn where a fine-tuned language model of these data and weights is on disk"
+    inputs = plain_settings(**self.inputs[side])
+    def _is_ours(settings): return settings and all(settings.get(k)==v for k,v in inputs.items() if k!='objects')
+    ours = [path for path,settings in list_pieces(self.path/'lm', side).items() if _is_ours(settings)]
     if ours: warn(f"{ours[-1]} holds a fine-tuned language model, and it is not used: "
                   "call fit_lm() first with its settings, which reads it from disk")
 

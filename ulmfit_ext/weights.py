@@ -15,19 +15,13 @@ from .text.tokens import *
 from .text.loaders import *
 
 # %% ../nbs/20_weights.ipynb #5b9c2f29
-def awd_sizes(
-    learn:Learner, # Language model
-) -> dict: # `emb_sz`, `n_hid`, `n_layers`
-    "The sizes of the AWD-LSTM of `learn`"
+def awd_sizes(learn) -> dict:
+    "The sizes of the AWD-LSTM of a language model: `emb_sz`, `n_hid`, `n_layers`"
     awd = get_model(learn.model)[0]
     return dict(emb_sz=awd.emb_sz, n_hid=awd.n_hid, n_layers=awd.n_layers)
 
-def check_lm_folder(
-    path:Path, # Folder, which need not exist
-    vocab:list, # Words of the model to be saved there
-    sizes:dict, # Its sizes
-) -> dict: # The cards of the directions that `path` holds, by 'forward' and 'backward'
-    "What is in a folder that a language model shall be saved to. Raises `UlmfitError` if it is of another vocabulary or size"
+def check_lm_folder(path, vocab, sizes) -> dict:
+    "The cards of the directions that `path` holds. Raises `UlmfitError` if these are of another vocabulary or size"
     if not (path/'config.json').exists(): return {}
     old_vocab,old = _read_lm_folder(path)
     if old_vocab==vocab and old['sizes']==sizes: return old['directions']
@@ -39,15 +33,15 @@ def save_lm(
     half:bool=False, # Store as 16-bit floats?
     **about, # Facts for the model card in `config.json`: anything JSON holds
 ) -> Path: # The folder
-    "Save a language model as a folder of safetensors and JSON. Raises `UlmfitError` if it holds a model of another vocabulary or size"
+    "Save a language model as a folder. Raises `UlmfitError` if it holds a model of another vocabulary or size"
     path,setup,sizes = Path(path),text_setup(learn.dls),awd_sizes(learn)
     vocab = list(setup.processor.vocab)
     check_lm_folder(path, vocab, sizes)
     make_dir(path)
     save_weights(learn.model, path/f'{setup.side}.safetensors', half)
     cards = {**check_lm_folder(path, vocab, sizes), setup.direction: about} # the other direction may have come meanwhile
-    processor = setup.processor.to_dict() if hasattr(setup.processor, 'to_dict') else None # fastai's own data has none to save
-    if processor: processor.pop('vocab')
+    processor = None # fastai's own data has none that could be saved
+    if hasattr(setup.processor, 'to_dict'): processor = {k:v for k,v in setup.processor.to_dict().items() if k!='vocab'}
     config = dict(format=1, kind='ulmfit_ext language model', sizes=sizes, directions=cards, processor=processor)
     with atomic_write(path/'vocab.json') as tmp: tmp.write_text(json.dumps(vocab), encoding='utf-8')
     with atomic_write(path/'config.json') as tmp: tmp.write_text(json.dumps(config, indent=1), encoding='utf-8')
@@ -69,10 +63,7 @@ def _read_lm_folder(path):
 
 class LMFolder:
     "One direction of a language model in a folder that `save_lm` wrote"
-    def __init__(self,
-        path:Path, # The folder
-        backwards:bool=False, # Which direction?
-    ):
+    def __init__(self, path:Path, backwards:bool=False):
         store_attr()
         self.files = [path/f"{'bwd' if backwards else 'fwd'}.safetensors", path/'vocab.json']
 
@@ -93,14 +84,14 @@ class _PlainUnpickler(pickle.Unpickler):
     "Unpickle lists, dicts, strings and numbers only"
     def find_class(self, module, name): raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
-# `Learner.save` writes the optimizer's rates beside the tensors: an `L` of what may be NumPy numbers. fastai's `load_model` lets in the same
+# `Learner.save` writes the optimizer's rates, too: an `L` of what may be NumPy numbers. fastai's `load_model` lets in the same
 _optimizer_types = [L, np.float64(0).__reduce__()[0], np.dtype, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
 
 def load_fastai_lm(
     pth, # File of weights, `.pth`
     pkl, # File of the vocabulary, `.pkl`
 ) -> tuple: # Weights (name to tensor), vocabulary (list of str)
-    "Read a language model saved by fastai, without running code. Raises `UlmfitError` where the files hold anything but tensors and strings"
+    "Read a language model saved by fastai. Raises `UlmfitError` where that would run code, or cannot be done"
     try:
         with open(pkl, 'rb') as f: vocab = _PlainUnpickler(f).load()
         with torch.serialization.safe_globals(_optimizer_types):
@@ -113,11 +104,7 @@ def load_fastai_lm(
 
 class FastaiLM:
     "A language model in two files that fastai saved"
-    def __init__(self,
-        pth:Path, # File of weights
-        pkl:Path, # File of the vocabulary
-    ):
-        self.files = [pth,pkl]
+    def __init__(self, pth:Path, pkl:Path): self.files = [pth,pkl]
     def read(self) -> tuple:
         "Weights (name to tensor) and vocabulary (list of str)"
         return load_fastai_lm(*self.files)
@@ -177,7 +164,7 @@ def find_lm(
     pretrained, # A name in `named_lms`, a folder of a language model, or a `.pth` of fastai's with a `.pkl` beside it
     backwards:bool=False, # Which direction?
 ) -> LMFolder|FastaiLM: # With `.files`, `.read()` and `.processor()`
-    "Find the files of a language model. Raises `UlmfitError` where a name cannot be downloaded or it is in doubt which files are meant"
+    "Find the files of a language model. Raises `UlmfitError` where these cannot be downloaded, or are in doubt"
     path = lm_folder(pretrained, backwards)
     pth = _fastai_weights(path, backwards)
     if pth is None: return LMFolder(path, backwards)
@@ -191,8 +178,8 @@ def load_lm(
     wgts,vocab = find_lm(pretrained, backwards).read()
     w_hh = [k for k in wgts if 'weight_hh' in k] # one in each layer
     if not w_hh or '0.encoder.weight' not in wgts or len(wgts['0.encoder.weight'])!=len(vocab):
-        raise UlmfitError(f"The weights in {pretrained} are not those of a language model with its vocabulary of {len(vocab):,} words: "
-                          "make it again")
+        raise UlmfitError(f"The weights in {pretrained} are not those of a language model "
+                          f"with its vocabulary of {len(vocab):,} words: make it again")
     sizes = dict(emb_sz=wgts['0.encoder.weight'].shape[1], n_hid=wgts[w_hh[0]].shape[1], n_layers=len(w_hh))
     return wgts,vocab,sizes
 
@@ -213,7 +200,7 @@ def known_words(
     "The vocabulary of a language model. Raises `UlmfitError` where it is not there, damaged, or lacks a direction"
     found = [find_lm(pretrained, b) for b in sides]
     if len(found)>1 and isinstance(found[0], FastaiLM) and found[0].files==found[1].files:
-        raise UlmfitError(f"{tuple(map(str, found[0].files))} is a language model of one direction: pass directions='fwd' or 'bwd' "
+        raise UlmfitError(f"{found[0].files[0]} is a language model of one direction: pass directions='fwd' or 'bwd' "
                           "(to `ulmfit pretrain` no --both), or a folder with two, 'fwd' and 'bwd' in their names")
     return [load_lm(pretrained, b)[1] for b in sides][-1]
 
