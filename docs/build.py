@@ -97,16 +97,23 @@ class Page:
         for c in self.nb.cells:
             if c.cell_type=='markdown': c.source = not_code(lambda o: re.sub(r'\]\(/([\w./-]+)\.html#([\w.-]+)\)', _link, o), c.source)
 
-sections = {'Callbacks':'0*', 'The three stages':'1[0-2]*', 'Tools':'1[3-9]*', 'Tutorials':'tutorials/*', 'Experiments':'experiments/*'}
+# the sidebar: a section, and the pages whose names match one of its patterns
+sections = {'Start': ['00_*'], 'Callbacks': ['0[1-9]_*'], 'Texts and data': ['1*'], 'The three stages': ['2*'],
+            'Using a model': ['3*'], 'Tools': ['4*'], 'Tutorials': ['tutorials/*'], 'Experiments': ['experiments/*']}
+
+def section_of(name):
+    "The first section that the page `name` belongs to"
+    return next((k for k,pats in sections.items() if any(fnmatch(name, o) for o in pats)), 'Tools')
 
 def toctree(pages):
-    "The sidebar: every page under the first section whose pattern it matches"
-    tree = {'Start': ['Overview <self>'], **{k:[] for k in sections}}
+    "The sidebar: the overview, then every page under its section"
+    tree = {k:[] for k in sections}
+    tree['Start'].append('Overview <self>')
     for p in pages:
         name = p.rel.with_suffix('').as_posix()
-        if name=='index': continue
-        tree[next((k for k,pat in sections.items() if fnmatch(name, pat)), 'Tools')].append(f'/{name}')
-    return '\n\n'.join('\n'.join(['```{toctree}', f':caption: {k}', ':hidden:', '', *v, '```']) for k,v in tree.items() if v)
+        if name!='index': tree[section_of(name)].append(f'/{name}')
+    parts = ['\n'.join(['```{toctree}', f':caption: {k}', ':hidden:', '', *v, '```']) for k,v in tree.items() if v]
+    return '\n\n'.join(parts)
 
 def make_pages():
     "Write all pages, and the pictures that lie beside the notebooks, to the folder that Sphinx reads"

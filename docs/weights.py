@@ -1,7 +1,8 @@
 "Put two language models that `ulmfit pretrain` made into the package, with a card, hashes and a text to check them by."
 import argparse,hashlib,json,shutil
 from pathlib import Path
-from ulmfit_ext.lm import lm_folder,lm_perplexity
+from ulmfit_ext.lm import lm_perplexity
+from ulmfit_ext.weights import lm_folder
 
 sample = '''The river rises in the hills north of the town and flows south for about ninety kilometres before it reaches the sea. In the nineteenth century it was the main road for timber, and a small port grew up at its mouth. The railway came in 1871, and most of the trade moved inland. Today the old warehouses hold a museum, two schools and the public library.
 
@@ -45,8 +46,16 @@ def with_earlier(d, side):
     first = json.loads((Path(d['pretrained'])/'config.json').read_text())['directions'][side]
     total = {k: round(first[k]+d[k], 2) for k in ('tokens','minutes','epochs')}
     n = len(first['history'])
-    return {**d, **total, 'history': first['history']+d['history'], 'best_part': n+d['best_part'], 'tokens_per_second': round(total['tokens']/total['minutes']/60),
-            'began_with': {k: first[k] for k in ('lr_max','minutes','tokens','perplexity')}}
+    began = {k: first[k] for k in ('lr_max','minutes','tokens','perplexity')}
+    speed = round(total['tokens']/total['minutes']/60)
+    return {**d, **total, 'history': first['history']+d['history'], 'best_part': n+d['best_part'],
+            'tokens_per_second': speed, 'began_with': began}
+
+def table_row(name, d):
+    "The row of the card's table for one direction, `d` being what `config.json` says of it"
+    cells = [name, f"{d['perplexity']:.1f}", f"{d['perplexity_per_word']:.1f}", f"{d['unknown']:.1%}",
+             f"{d['tokens']/1e6:.1f} million", f"{d['epochs']:.2f}", f"{d['minutes']:.0f}", f"{d['sample_perplexity']:.1f}"]
+    return f"| {' | '.join(cells)} |"
 
 def main(fwd, bwd, data, commit, hardware, commands):
     out,runs = lm_folder('small'),dict(forward=Path(fwd), backward=Path(bwd))
@@ -59,12 +68,16 @@ def main(fwd, bwd, data, commit, hardware, commands):
     (out/'sample.txt').write_text(sample, encoding='utf-8')
     cfg = {**cfgs['forward'], 'directions': {k: with_earlier(cfgs[k]['directions'][k], k) for k in runs}}
     (out/'config.json').write_text(json.dumps(cfg, indent=1))
-    for k,d in cfg['directions'].items(): d['sample_perplexity'] = round(lm_perplexity('small', sample.split('\n\n'), k=='backward'), 2)
+    for k,d in cfg['directions'].items():
+        d['sample_perplexity'] = round(lm_perplexity('small', sample.split('\n\n'), k=='backward'), 2)
     (out/'config.json').write_text(json.dumps(cfg, indent=1))
-    rows = [f"| {k} | {d['perplexity']:.1f} | {d['perplexity_per_word']:.1f} | {d['unknown']:.1%} | {d['tokens']/1e6:.1f} million | {d['epochs']:.2f} | {d['minutes']:.0f} | {d['sample_perplexity']:.1f} |" for k,d in cfg['directions'].items()]
+    rows = [table_row(k, d) for k,d in cfg['directions'].items()]
     d = cfg['directions']['forward']
-    made = '```sh\n' + '\n'.join(commands) + f"\n```\n\nSeed {d['seed']}: of the split, of the order of the articles, and of the dropout."
-    (out/'README.md').write_text(card.format(**cfg['sizes'], data=data, made=made, commit=commit, hardware=hardware, rows='\n'.join(rows), valid_pct=d['valid_pct']), encoding='utf-8')
+    seed = f"Seed {d['seed']}: of the split, of the order of the articles, and of the dropout."
+    made = '```sh\n' + '\n'.join(commands) + f'\n```\n\n{seed}'
+    text = card.format(**cfg['sizes'], data=data, made=made, commit=commit, hardware=hardware,
+                       rows='\n'.join(rows), valid_pct=d['valid_pct'])
+    (out/'README.md').write_text(text, encoding='utf-8')
     names = sorted(o.name for o in out.iterdir() if o.name!='SHA256SUMS')
     (out/'SHA256SUMS').write_text(''.join(f'{hashlib.sha256((out/o).read_bytes()).hexdigest()}  {o}\n' for o in names))
     print('\n'.join(rows))

@@ -1,10 +1,14 @@
 "The benchmark, quick: that every row is measured and both sides agree, not how fast they are"
-import json,math,os
-import numpy as np, pandas as pd, pytest, typer
+import json,os,subprocess,sys
+from pathlib import Path
+import numpy as np, pandas as pd, pytest, torch, typer
 from typer.testing import CliRunner
-from ulmfit_ext.benchmark import *
-from ulmfit_ext.benchmark import Bench,rows
-from ulmfit_ext.data import UlmfitError
+from ulmfit_ext.core import UlmfitError
+
+folder_of_scripts = Path(__file__).resolve().parent.parent/'benchmarks'
+sys.path.insert(0, str(folder_of_scripts))
+from benchmark import Bench,facts,limits,load_results,main,measurements,ratios,reviews,roofline,rows,run
+from sides import Gauge,Scale,lstm_weights,quick_scale
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -25,7 +29,6 @@ def test_all_rows_are_there(res, folder):
     assert list(res)==list(rows)
     assert load_results(folder/'results.json')==json.loads(json.dumps(res))
     assert all(r['machine']['fastai'] and r['scale']['name']=='quick' for r in res.values())
-    import torch
     assert {k for k,r in res.items() if not r['runs']} == (set() if torch.cuda.is_available() else {'gpu'})
 
 def test_ratios(res):
@@ -46,6 +49,14 @@ def test_each_ratio_is_of_one_round(res):
         by_round = d[case]/d['fastai']
         assert sorted(d['fastai'].index)==[0,1]
         assert np.allclose(t.loc[(row,what,case,'seconds'), ['min','max']].astype(float), [by_round.min(), by_round.max()])
+
+def test_a_ratio_is_the_median_of_the_rounds():
+    "Three rounds, of which one was disturbed on both sides"
+    rounds = [(4,2), (4,1), (8,4)]
+    runs = [dict(row='lm', what='step', case=c, round=i, seconds=s, bytes=2**20)
+            for i,both in enumerate(rounds) for c,s in zip(('fastai','ours'), both)]
+    t = ratios(dict(lm=dict(runs=runs, facts=[], scale=dict(name='quick'))))
+    assert t.loc[('lm','step','ours','seconds'), ['min','median','max','ours','fastai']].tolist()==[.25, .5, .5, 2, 4]
 
 def test_every_limit_is_of_something_measured(res):
     words = lambda what: 'tokens' if what.endswith(' tokens') else what
@@ -82,6 +93,25 @@ def test_memory_is_measured(res):
     got   = [mb[f'{n:,} tokens'] for n in s.graph_lengths]
     assert all(g>l for g,l in zip(got, least)) and got[-1] > 1.5*got[0]
 
+def test_gauge():
+    gauge = Gauge()
+    if not gauge.proc: pytest.skip('memory is measured roughly without /proc')
+    gauge.start()
+    x = torch.ones(64, 2**18) # 64 MB
+    del x
+    assert 60 < gauge.stop()['bytes']/2**20 < 80
+
+def test_lstm_weights():
+    layers = [torch.nn.LSTM(400, 1152), torch.nn.LSTM(1152, 1152), torch.nn.LSTM(1152, 400)]
+    assert lstm_weights(Scale())==sum(p.numel() for o in layers for n,p in o.named_parameters() if 'weight' in n)
+
+def test_made_up_reviews_are_as_long_as_reviews(monkeypatch):
+    monkeypatch.delenv('ULMFIT_DATA', raising=False)
+    df = reviews(200)
+    n = df.text.str.split().str.len()
+    assert 180 < n.mean() < 280 and n.min() < 100 and n.max() > 400
+    assert df.label.value_counts().to_dict()==dict(neg=100, pos=100)
+
 def test_roofline(res):
     r,s = roofline(res),quick_scale
     lstm = 4*s.n_hid*(s.emb_sz+s.n_hid) + 4*s.emb_sz*(s.n_hid+s.emb_sz)
@@ -100,7 +130,7 @@ def test_a_row_again_keeps_the_others(res, folder, monkeypatch, capsys):
 def test_children():
     "fastai is measured without us; what goes wrong in a child is told here, and the child goes on"
     with Bench(quick_scale, 1) as b:
-        with pytest.raises(RuntimeError, match='has imported.*bpt3c'): b.compare('x', 'classifier', {'fastai': dict(ours={})}, {})
+        with pytest.raises(RuntimeError, match='has imported.*ulmfit_ext.callback.bpt3c'): b.compare('x', 'classifier', {'fastai': dict(ours={})}, {})
         kid = b.child('fastai')
         with pytest.raises(RuntimeError, match='x ours failed with TypeError'): kid.ask('x ours', 'classifier', scale=vars(quick_scale), nonsense=1)
         assert kid.ask('peak', 'products', scale=vars(quick_scale)) and kid.ask('peak')['gflops']>0
@@ -114,3 +144,10 @@ def test_command(tmp_path):
     out = CliRunner().invoke(app, ['speed'])
     assert out.exit_code==1 and 'no row is called' in out.output and 'classifier' in out.output
     with pytest.raises(UlmfitError, match='no row'): run(['speed'])
+
+def test_run_as_the_documentation_says(tmp_path):
+    "The script finds the package and its other half wherever it is called from"
+    cmd = [sys.executable, '-W', 'ignore', folder_of_scripts/'benchmark.py', 'corpus', '--quick', '--out', 'res.json']
+    out = subprocess.run(cmd, cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode==0, out.stderr
+    assert load_results(tmp_path/'res.json')['corpus']['runs'] and 'million tokens are read' in out.stdout

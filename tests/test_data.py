@@ -1,23 +1,17 @@
-"Data: what goes in, what comes out, and what is said when it cannot"
-import gzip,importlib.util,io,json,os,pickle,random,re,subprocess,sys,time,warnings
-from pathlib import Path
+"Data: the four loaders of a table, what goes into which, and their batches"
+import json,sys
 import numpy as np,pandas as pd,pytest,torch
-from fastai.text.all import (AWD_LSTM,Callback,ClassificationInterpretation,DataBlock,LMDataLoader,Learner,RandomSplitter,TextBlock,TextDataLoaders,
-    SpacyTokenizer,Tokenizer,accuracy,awd_lstm_clas_config,awd_lstm_lm_config,compose,defaults,language_model_learner,load_learner,
-    replace_all_caps,text_classifier_learner)
-from fastcore.test import test_eq
-from made_up import make_texts,words
-import ulmfit_ext.data as D
-from ulmfit_ext.data import (LMLoader,TextProcessor,TextStream,Tokens,UlmfitError,atomic_write,class_vocab,clas_dls,empty_clas_dls,empty_lm_dls,encode_texts,
-    is_backwards,lm_dls,read_table,text_vocab,tokenize_once,ulmfit_dls)
+from fastai.text.all import (AWD_LSTM,ClassificationInterpretation,LMDataLoader,TextDataLoaders,accuracy,awd_lstm_clas_config,awd_lstm_lm_config,
+    defaults,language_model_learner,load_learner,text_classifier_learner)
+from made_up import make_df,make_texts,words
+from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.data import ulmfit_dls
+from ulmfit_ext.text.loaders import LMLoader,clas_dls,lm_dls,text_setup
+from ulmfit_ext.text.tokens import TextProcessor
 
 small = dict(emb_sz=8, n_hid=10, n_layers=2)
 lm_cfg,clas_cfg = {**awd_lstm_lm_config, **small},{**awd_lstm_clas_config, **small}
 pytestmark = pytest.mark.usefixtures('strict_warnings')
-
-def make_df(n=60, seed=0, longest=30):
-    texts = make_texts(n, seed, longest)
-    return pd.DataFrame({'text': texts, 'label': ['pos' if ' good' in t else 'neg' for t in texts]})
 
 @pytest.fixture
 def df(): return make_df()
@@ -39,7 +33,7 @@ def test_vocab_counts_all_text(df, tmp_path):
 def test_vocab_given(df, tmp_path):
     v = defaults.text_spec_tok + ['cat','dog']
     d = ulmfit_dls(df, path=tmp_path, vocab=v)
-    assert d.vocab==v==text_vocab(d.lm_bwd)==text_vocab(d.clas_fwd)
+    assert d.vocab==v==text_setup(d.lm_bwd).vocab==text_setup(d.clas_fwd).vocab
     with fails('put them first'): ulmfit_dls(df, path=tmp_path, vocab=['cat','dog'])
 
 def test_all_rare_words(tmp_path):
@@ -49,8 +43,8 @@ def test_all_rare_words(tmp_path):
 
 def test_one_vocab_one_split(dls):
     loaders = dls.lm_fwd,dls.lm_bwd,dls.clas_fwd,dls.clas_bwd
-    assert all(text_vocab(o)==dls.vocab for o in loaders)
-    assert [is_backwards(o) for o in loaders]==[False,True,False,True]
+    assert all(text_setup(o).vocab==dls.vocab for o in loaders)
+    assert [text_setup(o).backwards for o in loaders]==[False,True,False,True]
     for split in ('train_ds','valid_ds'):
         f,b = (getattr(o, split) for o in (dls.clas_fwd,dls.clas_bwd))
         assert len(f)==len(b)
@@ -90,7 +84,7 @@ def test_multi_label(tmp_path):
 
 def test_language_model_only(df, tmp_path):
     d = ulmfit_dls(df[['text']], label_col=None, path=tmp_path, seed=0, min_freq=1)
-    assert d.classes is None and len(d.lm_fwd.valid_ds)==12 and class_vocab(d.lm_fwd) is None
+    assert d.classes is None and len(d.lm_fwd.valid_ds)==12 and text_setup(d.lm_fwd).classes is None
     with fails('no labels'): d.clas_fwd
 
 
@@ -109,7 +103,7 @@ def test_very_long_text(df, tmp_path):
     df.loc[0,'text'] = ' '.join(np.random.default_rng(0).choice(words, 200_000))
     d = ulmfit_dls(df, path=tmp_path, min_freq=1, seed=0, bs=4)
     assert max(len(o) for o in d.clas_fwd.train_ds.items+d.clas_fwd.valid_ds.items) > 190_000
-    assert len(encode_texts(d.clas_fwd, [df.text[0]])[0]) > 190_000
+    assert len(text_setup(d.clas_fwd).encode([df.text[0]])[0]) > 190_000
     b = d.lm_fwd.one_batch()
     assert b[0].shape==(4,70)
 
@@ -137,27 +131,50 @@ def test_same_batches_as_fastai(bs, bptt, backwards):
     whole = LMLoader(dls.valid_ds, bs=bs, seq_len=bptt)
     assert all(torch.equal(a[0], b[0]) for a,b in zip(ours,whole)) and len(whole)==len(ours)
 
+def whole_row(dl):
+    "All tokens that a loader of one stream reads, in order"
+    assert dl.bs==1
+    xs,ys = zip(*dl)
+    return torch.cat(xs, 1)[0].tolist() + [int(ys[-1][0,-1])]
+
 def test_backward_documents_are_reversed_one_by_one():
     ids,offs = corpus(5)
-    f,b = (lm_dls(ids, offs, 4, proc, o, bs=1, bptt=10**6, device='cpu').valid for o in (False,True))
+    f,b = (lm_dls(ids, offs, 4, proc, o, bs=1, bptt=7, device='cpu').valid for o in (False,True))
     docs = [ids[a:b].tolist() for a,b in zip(offs[1:-1],offs[2:])]
-    row = np.arange(sum(map(len, docs)))
-    assert f.take(row).tolist()==sum(docs, []) and b.take(row).tolist()==sum([o[::-1] for o in docs], [])
+    assert whole_row(f)==sum(docs, []) and whole_row(b)==sum([o[::-1] for o in docs], [])
 
-def test_reshuffled_each_epoch_whole_documents():
+@pytest.mark.parametrize('backwards', [False,True])
+def test_reshuffled_each_epoch_whole_documents(backwards):
+    "Every token is read once an epoch, document by document, in an order that is another one each time; streams are parts of that row"
     ids,offs = corpus()
-    dl = lm_dls(ids, offs, 10, proc, bs=4, bptt=9, device='cpu').train
-    streams = []
-    for _ in range(2): streams.append([torch.cat([b[0] for b in dl], 1), dl.take(np.arange(offs[50]))])
-    assert not np.array_equal(streams[0][1], streams[1][1])
-    docs = sorted(ids[a:b].tolist() for a,b in zip(offs[:50],offs[1:51]))
-    rest,got = streams[0][1].tolist(),[]
+    one,four = (lm_dls(ids, offs, 10, proc, backwards, bs=bs, bptt=9, device='cpu').train for bs in (1,4))
+    rows = [whole_row(one) for _ in range(2)]
+    assert rows[0]!=rows[1]
+    docs = sorted(ids[a:b].tolist()[::-1 if backwards else 1] for a,b in zip(offs[:50],offs[1:51]))
+    rest = rows[0]
     while rest:
-        d = next(d for d in sorted(docs, key=len, reverse=True) if rest[:len(d)]==d); docs.remove(d); rest = rest[len(d):]
+        d = next(d for d in sorted(docs, key=len, reverse=True) if rest[:len(d)]==d)
+        docs.remove(d)
+        rest = rest[len(d):]
     assert docs==[]
-    x,s = streams[1]
-    bl = (len(s)-1)//4
-    assert torch.equal(x, torch.from_numpy(s[:4*bl].reshape(4,bl).astype(np.int64)))
+    for seed in (5,6,[5,6]):
+        one.order = four.order = seed
+        row = torch.tensor(whole_row(one)[:4*four.bl]).view(4, four.bl)
+        for _ in range(2): assert torch.equal(torch.cat([x for x,_ in four], 1), row)
+
+@pytest.mark.parametrize('n', [1,3,7])
+def test_parts_of_an_epoch_are_all_of_it(n):
+    dl = lm_dls(*corpus(), 10, proc, bs=4, bptt=9, device='cpu').train
+    dl.order = 1
+    whole = [torch.cat(o, 1) for o in zip(*dl)]
+    parts = []
+    for i in range(n):
+        dl.part = i,n
+        parts += list(dl)
+        assert len(parts)>0 and len(dl)==dl.n_batches
+    for a,b in zip(whole, zip(*parts)): assert torch.equal(a, torch.cat(b, 1))
+    dl.part = 0,1
+    assert torch.equal(torch.cat([x for x,_ in dl], 1), whole[0])
 
 def test_state_carries_over_between_batches():
     ids,offs = corpus()
@@ -189,13 +206,20 @@ def test_equally_frequent_words_are_in_alphabetical_order(tmp_path):
     v = [ulmfit_dls(o, path=tmp_path, min_freq=1, valid_pct=.5, seed=0).vocab for o in (df, df[::-1])]
     assert v[0]==v[1] and v[0][9:13]==['apple','mole','yak','zebra']
 
-def test_faster_than_fastai():
+def test_less_work_than_fastai():
+    "A fifth of the calls of functions at most"
     ids,offs = corpus(300, longest=300)
     dl = lm_dls(ids, offs, 150, proc, bs=32, bptt=70, device='cpu').valid
-    old = LMDataLoader(dl.dataset, bs=32, seq_len=70)
-    def clock(o): t0 = time.perf_counter(); list(o); return time.perf_counter()-t0
-    assert min(clock(dl) for _ in range(3))*5 < min(clock(old) for _ in range(3))
-
+    def calls(o):
+        n = 0
+        def count(frame, event, arg):
+            nonlocal n
+            n += event in ('call','c_call')
+        sys.setprofile(count)
+        try: list(o)
+        finally: sys.setprofile(None)
+        return n
+    assert calls(dl)*5 < calls(LMDataLoader(dl.dataset, bs=32, seq_len=70))
 
 def test_validation_without_a_token_to_predict(df, tmp_path):
     df.loc[:9,'text'] = ''
@@ -265,46 +289,69 @@ def test_every_text_in_every_epoch(tmp_path):
         assert sum(map(len, b)) >= n-1 and len({tuple(r) for x in b for r in x.tolist()}) >= n-1 and all(2 <= len(x) <= bs for x in b)
         assert len(dl)==len(b)
 
-def test_encode_texts_is_test_dl(dls, df):
+def test_encoded_texts_are_those_of_test_dl(dls, df):
     texts = df.text.tolist()[:6]+['', None, 'wholly unheard-of words', 'xxpad', 5]
     for o in (dls.lm_fwd,dls.lm_bwd,dls.clas_fwd,dls.clas_bwd):
-        ds,enc = o.test_dl(texts).dataset,encode_texts(o, texts)
+        ds,enc = o.test_dl(texts).dataset,text_setup(o).encode(texts)
         assert len(ds)==len(enc)==len(texts) and all(e.dtype==torch.int64 and type(e)==torch.Tensor and e.tolist()==ids_of(ds,i) for i,e in enumerate(enc))
-        rows = [r[r!=1].tolist() for x in o.test_dl(texts) for r in x[0]] if o.__class__ and not isinstance(o.valid, LMDataLoader) else None
-        if rows: assert sorted(rows)==sorted(e.tolist() for e in enc)
+        if isinstance(o.valid, LMDataLoader): continue
+        rows = [r[r!=1].tolist() for x in o.test_dl(texts) for r in x[0]]
+        assert sorted(rows)==sorted(e.tolist() for e in enc)
 
 @pytest.mark.parametrize('backwards', [False,True])
 def test_plain_fastai_dataloaders(df, backwards):
     old = TextDataLoaders.from_df(df, text_col='text', label_col='label', backwards=backwards, bs=4, num_workers=0, seed=0)
     lm  = TextDataLoaders.from_df(df, text_col='text', is_lm=True, backwards=backwards, bs=4, num_workers=0)
-    assert class_vocab(old)==['neg','pos'] and class_vocab(lm) is None and text_vocab(old)==list(old.vocab[0]) and text_vocab(lm)==list(lm.vocab)
-    assert is_backwards(old)==is_backwards(lm)==backwards
+    c,l = text_setup(old),text_setup(lm)
+    assert c.classes==['neg','pos'] and l.classes is None and c.vocab==list(old.vocab[0]) and l.vocab==list(lm.vocab)
+    assert (c.multi,l.multi)==(False,False) and c.backwards==l.backwards==backwards
+    assert (c.direction,c.side)==(('backward','bwd') if backwards else ('forward','fwd'))
     texts = df.text.tolist()[:5]
     for o in (old,lm):
-        ds = o.test_dl(texts).dataset
-        enc = encode_texts(o, texts)
+        ds,setup = o.test_dl(texts).dataset,text_setup(o)
+        enc = setup.encode(texts)
         assert [e.tolist() for e in enc]==[(ds[i][0] if isinstance(ds[i], tuple) else ds[i]).tolist() for i in range(5)] and all(type(e)==torch.Tensor for e in enc)
-    assert encode_texts(old, [])==[]
+        assert [e.tolist()[::-1 if backwards else 1] for e in enc]==[e.tolist() for e in setup.processor.encode(texts)]
+        assert setup.processor.decode(setup.processor.encode(texts)[0])==' '.join(setup.vocab[i] for i in setup.processor.encode(texts)[0])
+    assert c.encode([])==[]
 
 @pytest.mark.parametrize('multi', [False,True])
 @pytest.mark.parametrize('backwards', [False,True])
-def test_empty_classifier_dls(backwards, multi, tmp_path):
-    o = empty_clas_dls(proc, ['a','b','c'], backwards, multi, bs=5, bptt=7, path=tmp_path)
-    assert len(o.train_ds)==len(o.valid_ds)==0 and o.c==3 and class_vocab(o)==['a','b','c'] and text_vocab(o)==proc.vocab and is_backwards(o)==backwards and o.bs==o.valid.bs==5
+def test_classifier_dls_without_texts(backwards, multi, tmp_path):
+    o = clas_dls([], [], ([],[]), proc, ['a','b','c'], multi, backwards, bs=5, bptt=7, path=tmp_path)
+    setup = text_setup(o)
+    assert len(o.train_ds)==len(o.valid_ds)==0 and o.c==3 and setup.classes==['a','b','c'] and setup.vocab==proc.vocab and o.bs==o.valid.bs==5
+    assert setup.backwards==backwards and setup.multi==multi
     assert ('BCE' if multi else 'CrossEntropy') in repr(o.loss_func) and o.path==tmp_path
     c = text_classifier_learner(o, AWD_LSTM, seq_len=7, config=clas_cfg, pretrained=False)
     with c.no_bar():
         assert c.predict('w1 w2')[2].shape==(3,) and c.get_preds(dl=o.test_dl(['w1','w2 w3']*9))[0].shape==(18,3)
         c.export('e.pkl'); assert load_learner(tmp_path/'e.pkl').predict('w3')[2].shape==(3,)
-    assert [e.tolist() for e in encode_texts(o, ['w1 w2'])]==[ids_of(o.test_dl(['w1 w2']).dataset, 0)]
+    assert [e.tolist() for e in setup.encode(['w1 w2'])]==[ids_of(o.test_dl(['w1 w2']).dataset, 0)]
+    table = pd.DataFrame({'text': ['w1 w2','w3'], 'label': ['b',['c','a'] if multi else 'c']})
+    assert [y.tolist() for _,y in o.test_dl(table, with_labels=True).dataset]==([[0,1,0],[1,0,1]] if multi else [1,2])
 
 @pytest.mark.parametrize('backwards', [False,True])
-def test_empty_language_model_dls(backwards, tmp_path):
-    o = empty_lm_dls(proc, backwards, bs=5, bptt=7, path=tmp_path)
-    assert len(o.train_ds)==len(o.valid_ds)==0 and text_vocab(o)==proc.vocab and class_vocab(o) is None and is_backwards(o)==backwards and len(o.train)==0
+def test_language_model_dls_without_texts(backwards, tmp_path):
+    o = lm_dls(np.zeros(0, np.uint16), np.array([0]), 0, proc, backwards, bs=5, bptt=7, path=tmp_path)
+    setup = text_setup(o)
+    assert len(o.train_ds)==len(o.valid_ds)==0 and setup.vocab==proc.vocab and setup.classes is None and setup.backwards==backwards
+    assert len(o.train)==len(list(o.train))==len(o.valid)==0
     l = language_model_learner(o, AWD_LSTM, config=lm_cfg, pretrained=False)
-    with l.no_bar(): assert l.predict('w1 w2', 2).startswith('w1 w2') or backwards
+    with l.no_bar():
+        assert l.predict('w1 w2', 2).startswith('w1 w2') or backwards
+        l.export('e.pkl'); load_learner(tmp_path/'e.pkl').predict('w1', 1, no_bar=True)
     assert o.test_dl(['w1 w2 w3']*30).one_batch()[0].shape==(5,7)
+
+def test_a_loader_of_one_test_text_is_made_of_nothing_else(dls):
+    "No batch of ours is read for it, and a validation set without a token to predict has none"
+    seen = []
+    for o in (dls.lm_fwd,dls.clas_fwd):
+        for dl in o.loaders: dl.do_item = lambda *args: seen.append(args)
+        o.test_dl(['a cat'])
+    assert seen==[]
+    dl = lm_dls(np.array([2,3,4], np.uint16), np.array([0,2,3]), 1, proc, bs=2, device='cpu').test_dl(['w1 w2'])
+    assert [x.tolist() for x,_ in dl]!=[]
 
 def test_interpretation(tmp_path):
     "fastai looks up items of ours, with their labels"

@@ -1,7 +1,8 @@
 import gc,subprocess,sys
 import numpy as np, pandas as pd, pytest
-from ulmfit_ext.data import UlmfitError
-from ulmfit_ext.demo import package_path,docstrings,passages,demo_split,tfidf_baseline,demo_classes
+from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.demo import package_path,docstrings,passages,demo_split,demo_classes
+from ulmfit_ext.report import tfidf_baseline
 
 TEMPLATE = '''
 def f{i}(a):

@@ -6,7 +6,7 @@ from fastai.text.all import *
 from fastai.text.models.core import _model_meta
 from safetensors.torch import load_file
 from ulmfit_ext.callback.groups import is_fitting
-from ulmfit_ext.callback.schedule import SkipTo
+from ulmfit_ext.callback.schedule import SkipTo,TimeBudget
 from ulmfit_ext.core import *
 from ulmfit_ext.text.tables import *
 from ulmfit_ext.text.tokens import *
@@ -34,7 +34,7 @@ def quiet(monkeypatch): monkeypatch.setattr(defaults, 'callbacks', [o for o in d
 
 def fastai_files(folder, name, dls, vocab=None):
     "A language model as fastai publishes it: an archive with a .pth and a .pkl"
-    vocab = vocab or list(text_vocab(dls))
+    vocab = vocab or list(dls.vocab)
     model = get_language_model(AWD_LSTM, len(vocab), {**awd_lstm_lm_config, **size})
     (folder/name).mkdir(parents=True)
     torch.save(model.state_dict(), folder/name/'lstm.pth')
@@ -65,7 +65,7 @@ def home(tmp_path, monkeypatch):
 @pytest.mark.parametrize('backwards', [False, True])
 def test_wt103_through_fastai_urls(dls, server, home, monkeypatch, backwards):
     folder,url = server
-    old = list(text_vocab(dls))[:-4] + ['elsewhere', 'unknown']                 # another vocabulary than the target's
+    old = list(dls.vocab)[:-4] + ['elsewhere', 'unknown']                 # another vocabulary than the target's
     name = 'wt103-bwd' if backwards else 'wt103-fwd'
     fastai_files(folder, name, dls, old)
     meta = {**_model_meta[AWD_LSTM], 'url_bwd' if backwards else 'url': f'{url}/{name}.tgz'}
@@ -145,13 +145,13 @@ def test_corpora(tmp_path):
 
 def test_both_directions_of_a_corpus_come_from_one_pass(tmp_path):
     "The same tokens, vocabulary and held-out documents; the text is tokenized once and its ids are a file"
-    import ulmfit_ext.data as D
-    texts = table(80).text.tolist()
-    f = corpus_dls(texts, tmp_path, bs=4, bptt=10, valid_pct=.1, min_freq=1)
-    was,D._tokenize = D._tokenize,None   # nothing more to tokenize
-    try: b = corpus_dls(texts, tmp_path, bs=4, bptt=10, valid_pct=.1, min_freq=1, backwards=True)
-    finally: D._tokenize = was
-    assert isinstance(f.train.ids, np.memmap) and f.train.ids.filename==b.train.ids.filename and text_vocab(f)==text_vocab(b)
+    texts,kw = table(80).text.tolist(),dict(bs=4, bptt=10, valid_pct=.1, min_freq=1)
+    f = corpus_dls(texts, tmp_path, **kw)
+    assert not tokenize_corpus(texts+['more'], path=tmp_path/'other').cache_hit and tokenize_corpus(texts, path=tmp_path).cache_hit
+    files = {o: o.stat().st_mtime_ns for o in tmp_path.rglob('*.np?')}
+    b = corpus_dls(texts, tmp_path, **kw, backwards=True)
+    assert {o: o.stat().st_mtime_ns for o in tmp_path.rglob('*.np?')}==files
+    assert isinstance(f.train.ids, np.memmap) and f.train.ids.filename==b.train.ids.filename and list(f.vocab)==list(b.vocab)
     for split in ('train_ds','valid_ds'):
         x,y = getattr(f, split),getattr(b, split)
         assert len(x)==len(y)>1 and all(x[i][0].tolist()==y[i][0].tolist()[::-1] for i in range(len(x)))
@@ -163,9 +163,8 @@ def test_held_out_documents_stay_where_a_corpus_grows(tmp_path):
 
 def test_budget(dls, quiet, monkeypatch):
     "Half of the time, half of the way: the rate follows a clock, and the last epoch is cut short and validated"
-    import ulmfit_ext.lm
     now = [0.]
-    monkeypatch.setattr(ulmfit_ext.lm.time, 'time', lambda: now[0])
+    monkeypatch.setattr('ulmfit_ext.callback.schedule.time', types.SimpleNamespace(time=lambda: now[0]))
     class Tick(Callback):
         order,run_valid = 1,False
         def before_batch(self): now[0] += 6.
@@ -181,6 +180,14 @@ class Kill(Callback):
     def __init__(self, at, i=2): store_attr()
     def before_batch(self):
         if self.training and self.epoch==self.at and self.iter==self.i: raise KeyboardInterrupt
+
+@contextmanager
+def no_training():
+    "A context in which a training that begins is stopped, and that is expected"
+    with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+        def fit(*args, **kwargs): raise KeyboardInterrupt
+        m.setattr(Learner, 'fit', fit)
+        yield
 
 kw = dict(config=size, bs=8, bptt=10, valid_pct=0.1, lr_max=0.02, n_epoch=2, part=500, drop_mult=0.5)
 
@@ -200,8 +207,8 @@ def test_pretraining_goes_on_where_it_was_stopped(tmp_path, quiet, capsys, more)
     test_eq(len(cut.recorder.losses), len(whole.recorder.losses))
     test_close(cut.recorder.lrs, whole.recorder.lrs, eps=1e-12)
     for (k,a),b in zip(whole.model.state_dict().items(), cut.model.state_dict().values()): assert torch.equal(a, b), k
-    a,b = [json.loads((tmp_path/o/'config.json').read_text())['directions'][direction(whole.dls)] for o in ('whole','cut')]
-    for k in ('perplexity','perplexity_per_word','unknown','tokens','history','best_part','epochs','key'): test_eq(a[k], b[k])
+    a,b = [json.loads((tmp_path/o/'config.json').read_text())['directions'][text_setup(whole.dls).direction] for o in ('whole','cut')]
+    for k in ('perplexity','perplexity_per_word','unknown','tokens','history','best_part','epochs','settings'): test_eq(a[k], b[k])
     assert not list(tmp_path.rglob('state.pt')), 'what was finished leaves no checkpoint'
 
 def test_pretraining_keeps_the_best_weights(tmp_path, quiet):
@@ -222,10 +229,11 @@ def test_pretraining_keeps_the_best_weights(tmp_path, quiet):
 def test_pretraining_that_is_done_is_not_done_again(tmp_path, quiet, capsys):
     texts = table(200).text.tolist()
     a = pretrain_lm(texts, tmp_path/'lm', **kw)
-    b = pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(0, 0))
+    capsys.readouterr()
+    b = pretrain_lm(texts, tmp_path/'lm', **kw)
     assert 'already' in capsys.readouterr().out
     for p,q in zip(a.model.parameters(), b.model.parameters()): assert torch.equal(p, q)
-    with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **{**kw, 'seed':1}, cbs=Kill(0, 0))    # other settings are another training
+    with no_training(): pretrain_lm(texts, tmp_path/'lm', **{**kw, 'seed':1})    # other settings are another training
     with pytest.raises(UlmfitError, match="'one_cycle' or 'stlr'"): pretrain_lm(texts, tmp_path/'lm', **kw, schedule='cosine')
 
 def test_pretraining_begins_from_other_weights(tmp_path, quiet, capsys):
@@ -239,7 +247,7 @@ def test_pretraining_begins_from_other_weights(tmp_path, quiet, capsys):
     assert other.validate()[0] < none.validate()[0]-0.3
     card = json.loads((tmp_path/'rest'/'config.json').read_text())['directions']['forward']
     test_eq(card['pretrained'], str(tmp_path/'began'))
-    with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'rest', **gentle, cbs=Kill(0, 0)) # from scratch is another training
+    with no_training(): pretrain_lm(texts, tmp_path/'rest', **gentle) # from scratch is another training
     with pytest.raises(UlmfitError, match='no backward'): pretrain_lm(texts, tmp_path/'no', **gentle, pretrained=tmp_path/'began', backwards=True)
 
 def test_a_damaged_checkpoint_is_no_end(tmp_path, quiet):
@@ -255,7 +263,7 @@ def test_time_that_was_used_is_not_given_again(tmp_path, quiet, monkeypatch):
     clock = [1000.]
     class Tick(Callback):
         def after_batch(self): clock[0] += 1.
-    monkeypatch.setattr('ulmfit_ext.callback.schedule.time', types.SimpleNamespace(time=lambda: clock[0]))
+    for module in ('callback.schedule','checkpoint'): monkeypatch.setattr(f'ulmfit_ext.{module}.time', types.SimpleNamespace(time=lambda: clock[0]))
     texts,settings = table(200).text.tolist(),{**kw, 'minutes':1.}
     with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'cut', **settings, cbs=[Tick(), Kill(3)])
     was = clock[0]
@@ -314,21 +322,21 @@ def test_a_loss_that_is_no_number(tmp_path, quiet):
 
 def test_another_order_or_other_weights_are_another_training(tmp_path, quiet):
     "But to store what is finished in 16 bits needs none"
-    from fastai.callback.training import GradientClip
-    texts,begun = table(200).text.tolist(),Kill(0, 0)
+    texts = table(200).text.tolist()
     pretrain_lm(texts, tmp_path/'lm', **kw)
-    pretrain_lm(texts, tmp_path/'lm', **kw, half=True, cbs=begun)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Learner, 'fit', None)
+        pretrain_lm(texts, tmp_path/'lm', **kw, half=True)
     assert {o.dtype for o in load_file(tmp_path/'lm'/'fwd.safetensors').values()}=={torch.float16}
     for o in (dict(corpus=texts[::-1]), dict(wd=0.3), dict(config={**size, 'weight_p':0.1})):
-        with pytest.raises(KeyboardInterrupt): pretrain_lm(**{**kw, 'corpus':texts, 'path':tmp_path/'lm', **o}, cbs=begun)
-    with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=[begun, GradientClip(5.)])
+        with no_training(): pretrain_lm(**{**kw, 'corpus':texts, 'path':tmp_path/'lm', **o})
     for seed in (1, 2):
         pretrain_lm(texts, tmp_path/'first', **{**kw, 'seed':seed})
-        with nullcontext() if seed==1 else pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'next', **kw, pretrained=tmp_path/'first', cbs=begun if seed==2 else None)
+        with nullcontext() if seed==1 else no_training(): pretrain_lm(texts, tmp_path/'next', **kw, pretrained=tmp_path/'first')
 
 def test_directions_that_end_together(tmp_path, quiet, monkeypatch):
     "The card of a direction that was saved while this one was being written is kept"
-    import ulmfit_ext.lm as M
+    import ulmfit_ext.weights as M
     texts = table(100).text.tolist()
     a,b = [pretrain_lm(texts, tmp_path/str(o), **{**kw, 'n_epoch':1}, backwards=o) for o in (False,True)]
     save_lm(a, tmp_path/'two', about='first')
@@ -363,7 +371,7 @@ def test_an_error_ends_mixed_precision(dls, quiet):
                                           (dict(bias=False, batch_first=True), True), (dict(batch_first=True), False)])
 def test_an_own_weight_dropout_is_left_alone(kwargs, state, monkeypatch):
     "What is no layer of an AWD-LSTM runs as in fastai, under autocast too"
-    import ulmfit_ext.lm as module
+    import ulmfit_ext.callback.precision as module
     monkeypatch.setattr(module, '_lstm_bf16', lambda rnn, x, hc: ('ours', rnn))
     monkeypatch.setattr(module, 'can_bfloat16', lambda: True)
     rnn = nn.LSTM(5, 5, **kwargs)
@@ -411,21 +419,54 @@ def test_the_best_weights_are_those_of_the_validation_loss(dls, quiet, tmp_path)
 def test_no_time_is_no_training(dls, kw, says):
     with pytest.raises(UlmfitError, match=says): finetune_lm(dls.lm_fwd, config=size, **kw)
 
-def test_settings_that_are_no_json_have_keys_too():
-    "Another setting, another name; the same setting made anew, the same name"
-    from ulmfit_ext.checkpoint import settings_key as _key
+def test_settings_are_compared_as_json_and_objects_never(tmp_path):
+    "Another setting, another piece; the same setting made anew, the same piece; an object is not compared, whatever it is"
     from fastai.callback.training import GradientClip
-    from ulmfit_ext.callback.unfreeze import GradualUnfreezing
-    make = [lambda: np.int64(1), lambda: np.int64(2), lambda: slice(1e-5, 1e-3), lambda: slice(1e-2, 1e-1), lambda: tensor([1.,50.]), lambda: tensor([50.,1.]), lambda: GradientClip(.01), lambda: GradientClip(5.),
-            lambda: CrossEntropyLossFlat(weight=tensor([1.,50.])), lambda: CrossEntropyLossFlat(weight=tensor([50.,1.])), lambda: CrossEntropyLossFlat(), lambda: partial(Adam, mom=.7), lambda: partial(SGD, mom=0.),
-            lambda: Adam, lambda: np.array([1,2]), lambda: Path('a'), lambda: Path('b'), lambda: GradualUnfreezing(1), lambda: GradualUnfreezing(2), lambda: [lambda x: x+1], lambda: [lambda x: x+2], lambda: {1,2}]
-    keys = [_key(dict(a=o())) for o in make]
-    assert keys==[_key(dict(a=o())) for o in make] and len(set(keys))==len(keys)
-    assert _key(np.int64(3))==_key(3) and _key([CPUBfloat16()])==_key(['CPUBfloat16']), 'pieces on disk keep their names'
-    for cb in (GradientClip(.5), CPUBfloat16()):
-        was,learn = _key(cb),Learner(DataLoaders(*[DataLoader([(torch.randn(4),tensor(0))]*8, bs=4)]*2), nn.Linear(4, 2), loss_func=CrossEntropyLossFlat())
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=cb)
-        assert _key(cb)==was, 'a fit does not change what a callback is'
+    n = 1
+    plain = [lambda: 1, lambda: 2, lambda: np.float32(.5), lambda: '1', lambda: True, lambda: None, lambda: slice(1e-5, 1e-3), lambda: slice(1e-2, 1e-1), lambda: [1e-5, 1e-3], lambda: np.array([1,2]),
+             lambda: Path('a'), lambda: Path('b'), lambda: dict(n_hid=8), lambda: dict(n_hid=np.int64(9)), lambda: L(3,4)]
+    plain.remove(plain[4]) # JSON's true equals 1 in Python
+    for i,o in enumerate(plain):
+        assert find_piece(tmp_path, 'fwd', plain_settings(a=o())) is None
+        save_piece(tmp_path, 'fwd', plain_settings(a=o()), lambda folder: (folder/'is').write_text(str(i)))
+    for i,o in enumerate(plain): assert (find_piece(tmp_path, 'fwd', plain_settings(a=o()))/'is').read_text()==str(i)
+    assert find_piece(tmp_path, 'fwd', plain_settings(a=np.int64(1)))==find_piece(tmp_path, 'fwd', plain_settings(a=1)), 'a number is a number'
+    assert find_piece(tmp_path, 'bwd', plain_settings(a=1)) is None
+    def closed_over(x): return lambda o: o+x
+    for o in (lambda x: x, closed_over(1), partial(Adam, mom=.7), Adam, GradientClip(1.), CrossEntropyLossFlat(), {1,2}, tensor([1.]), [GradientClip(1.)], dict(f=noop)):
+        settings = plain_settings(a=o, b=1)
+        assert settings==dict(b=1, objects=['a']) and 'because `a` was given' in why_again(settings)
+        where = {save_piece(tmp_path, 'fwd', settings) for _ in range(2)}
+        assert len(where)==1 and find_piece(tmp_path, 'fwd', settings) is None
+    assert not list(tmp_path.glob('.*')), 'nothing half-written is left'
+
+def test_a_piece_that_could_not_be_written_leaves_nothing(tmp_path):
+    settings = plain_settings(a=1)
+    save_piece(tmp_path, 'fwd', settings, lambda folder: (folder/'is').write_text('old'))
+    def stop(folder):
+        (folder/'is').write_text('new')
+        raise KeyboardInterrupt
+    for s in (settings, plain_settings(a=2)):
+        with pytest.raises(KeyboardInterrupt): save_piece(tmp_path, 'fwd', s, stop)
+    assert [o.name for o in tmp_path.iterdir()]==['fwd-1'] and (tmp_path/'fwd-1'/'is').read_text()=='old'
+
+def test_pretraining_with_objects(tmp_path, quiet, capsys):
+    "With callbacks a run that was stopped goes on, and one that is finished is trained again; with another object it begins anew"
+    from fastai.callback.training import GradientClip
+    texts = table(200).text.tolist()
+    with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(2))
+    pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(99))
+    out = capsys.readouterr().out
+    assert 'Going on after 2 of' in out and 'trained again each time, because `cbs` was given' in out
+    with no_training(): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(99))
+    with no_training(): pretrain_lm(texts, tmp_path/'lm', **kw) # nor is it one without callbacks
+    with no_training(): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=GradientClip(5.))
+    def slow(mom): return lambda params, lr, **kwargs: SGD(params, lr, mom=mom)
+    with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **kw, opt_func=slow(0.), cbs=Kill(2))
+    capsys.readouterr()
+    with no_training(): pretrain_lm(texts, tmp_path/'lm', **kw, opt_func=slow(.9))
+    out = capsys.readouterr().out
+    assert 'because `opt_func` was given' in out and 'Going on' not in out
 
 def test_gradients_are_clipped(dls, quiet, tmp_path):
     "A high rate may end in a model that knows words' frequencies only, or forgets what it knew"

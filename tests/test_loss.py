@@ -1,5 +1,5 @@
 "LinearCrossEntropy and VariableBPTT from outside: the same numbers as fastai, without the logits; every token once."
-import importlib,pickle
+import pickle
 from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import *
@@ -12,6 +12,7 @@ from ulmfit_ext.callback.schedule import *
 from ulmfit_ext.callback.unfreeze import *
 from ulmfit_ext.callback.loss import *
 from ulmfit_ext.callback.bptt import *
+from ulmfit_ext.callback.precision import mend_weight_dropout
 from ulmfit_ext.callback import loss as module
 from ulmfit_ext.core import *
 from ulmfit_ext.text.tables import *
@@ -153,13 +154,16 @@ def test_no_logits_are_made(way):
     assert count([LinearCrossEntropy(n//16)], True) == (0,0)
 
 def test_validation_makes_each_block_once(monkeypatch):
-    "Accuracy costs no second product"
-    learn = lm(metrics=[accuracy, Perplexity()], cbs=LinearCrossEntropy(900))
+    "Accuracy costs no second product; blocks are of whole texts, here of three"
+    learn = lm(metrics=[accuracy, Perplexity()], cbs=LinearCrossEntropy(3*20*n_vocab))
     rows = []
-    make = LinearLogits._make
-    monkeypatch.setattr(LinearLogits, '_make', lambda self, h, *args: rows.append(len(h)) or make(self, h, *args))
+    linear = F.linear
+    def counted(h, w, *args):
+        if len(w)==n_vocab: rows.append(h.shape[:2].numel())
+        return linear(h, w, *args)
+    monkeypatch.setattr(F, 'linear', counted)
     with learn.no_logging(): learn.validate()
-    assert sum(rows)==sum(y.numel() for _,y in learn.dls.valid) and max(rows)==900//n_vocab
+    assert sum(rows)==sum(y.numel() for _,y in learn.dls.valid) and max(rows)==3*20
 
 # metrics
 
@@ -210,7 +214,7 @@ def test_validate_keeps_out_of_gradients():
     learn = lm(cbs=LinearCrossEntropy(900))
     learn.validate()
     assert all(p.grad is None for p in learn.model.parameters())
-    assert isinstance(learn.pred, LinearLogits) and learn.pred.made.keys()<={'argmax'}
+    assert learn.pred is None and learn.loss_func==learn.dls.loss_func
 
 # with others
 
@@ -221,7 +225,7 @@ class OnCpu(MixedPrecision):
         self.autocast = torch.autocast('cpu', torch.bfloat16)
 
 def test_mixed_precision():
-    importlib.import_module("ulmfit_ext.lm") # fastai's own LSTM cannot on processors without AVX-512
+    mend_weight_dropout() # fastai's own LSTM cannot on processors without AVX-512
     same_step(lm, 1e-6, cbs=[OnCpu(AMPMode.BF16)], grad_eps=0.02)
     learn = lm(cbs=[OnCpu(AMPMode.BF16), LinearCrossEntropy(900)], metrics=[accuracy, Perplexity(), own_metric]) # these come when autocast is over
     learn.recorder.train_metrics = True
@@ -231,24 +235,45 @@ def test_mixed_precision():
         learn.remove_cb(LinearCrossEntropy)
         np.testing.assert_allclose(got, learn.validate(), rtol=1e-4)
 
+def parts(n_texts=5, n_tok=4, n_words=50, dtype=torch.float):
+    torch.manual_seed(0)
+    layer = [torch.randn(*o, requires_grad=True) for o in ((n_texts,n_tok,8), (n_words,8), (n_words,))]
+    layer[0] = layer[0].detach().to(dtype).requires_grad_()
+    return layer,torch.randint(0, n_words, (n_texts,n_tok))
+
 @pytest.mark.parametrize('dtype', [torch.float, torch.bfloat16])
 def test_precision_is_that_of_autocast(dtype):
     "Also where what comes before the output layer was left in 32 bits"
-    torch.manual_seed(0)
-    h,w,b = torch.randn(20, 8).to(dtype),torch.randn(50, 8, requires_grad=True),torch.randn(50, requires_grad=True)
-    targ = torch.randint(0, 50, (20,))
-    with torch.autocast('cpu', torch.bfloat16): want = F.linear(h, w, b).float()
-    ours = LinearLogits(h, w, b, block=150, amp=torch.bfloat16).float()
-    assert torch.equal(ours.logits, want)
-    a,b = F.cross_entropy(ours, targ, reduction='none'),F.cross_entropy(want, targ, reduction='none')
-    assert a.dtype==torch.float and torch.equal(a, b)
+    layer,targ = parts(dtype=dtype)
+    with torch.autocast('cpu', torch.bfloat16):
+        want = F.cross_entropy(F.linear(*layer).float().flatten(0, 1), targ.flatten(), reduction='none')
+        got  = linear_cross_entropy(*layer, targ, nn.CrossEntropyLoss(reduction='none'), block=400)
+    assert got.dtype==torch.float and torch.equal(got, want)
 
-def test_wrong_arguments_are_pytorchs_to_refuse():
-    layer = [torch.randn(4, 8), torch.randn(50, 8)]
-    targ = torch.zeros(4, dtype=torch.long)
-    with pytest.raises(ValueError, match='not a valid value for reduction'): F.cross_entropy(LinearLogits(*layer), targ, reduction='max')
-    with pytest.raises(ValueError, match='batch_size'): F.cross_entropy(LinearLogits(*layer, block=50), targ[:3])
-    with pytest.raises((IndexError,RuntimeError)): F.cross_entropy(LinearLogits(*layer), targ+50)
+def test_bfloat16_gradient_is_near_that_of_32_bits():
+    layer,targ = parts(16, 20, 300)
+    exact = F.cross_entropy(F.linear(*layer).flatten(0, 1), targ.flatten())
+    with torch.autocast('cpu', torch.bfloat16): half = linear_cross_entropy(*layer, targ, nn.CrossEntropyLoss(), block=9000)
+    for a,b in zip(torch.autograd.grad(half, layer), torch.autograd.grad(exact, layer), strict=True): assert gap(a, b)<0.01
+
+@pytest.mark.parametrize('grad', [True, False])
+def test_wrong_targets_are_pytorchs_to_refuse(way, grad):
+    layer,targ = parts()
+    with torch.set_grad_enabled(grad):
+        with pytest.raises((IndexError,RuntimeError)): linear_cross_entropy(*layer, targ+50, nn.CrossEntropyLoss())
+
+def test_a_wrong_reduction_is_pytorchs_to_refuse():
+    learn = lm(loss_func=CrossEntropyLossFlat(reduction='max'), cbs=LinearCrossEntropy())
+    with pytest.warns(UserWarning, match='nothing to do'), pytest.raises(ValueError, match='not a valid value for reduction'): learn.fit(1)
+
+@pytest.mark.parametrize('grad', [True, False])
+def test_nothing_but_ignored_targets(way, grad):
+    "As PyTorch: there is no mean of nothing"
+    layer,targ = parts()
+    for loss in (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction='sum')):
+        with torch.set_grad_enabled(grad): got = linear_cross_entropy(*layer, torch.full_like(targ, -100), loss)
+        want = loss(F.linear(*layer).flatten(0, 1), torch.full_like(targ, -100).flatten())
+        assert torch.equal(got.detach(), want.detach()) or (got.isnan() and want.isnan())
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('last', [False, True])
@@ -277,7 +302,21 @@ def test_two_at_once():
     with learn.no_logging(): learn.fit(1, cbs=LinearCrossEntropy(500))
     assert 'forward' not in vars(learn.model[1].decoder) and len(learn._grab_cbs(LinearCrossEntropy))==1
     learn.validate()
-    assert isinstance(learn.pred, LinearLogits)
+    assert learn.pred is None
+
+def test_of_two_the_first_works():
+    "Also where the first is taken away"
+    learn,cbs = lm(),[LinearCrossEntropy(900),LinearCrossEntropy(500)]
+    learn.add_cbs(cbs)
+    with learn.no_logging():
+        learn.fit(1)
+        assert [cb.is_first for cb in cbs]==[True,False]
+        learn.remove_cb(cbs[0])
+        learn.fit(1)
+        assert cbs[1].is_first and learn.validate() is not None and learn.pred is None
+        learn.remove_cb(cbs[1])
+        learn.fit(1)
+        assert learn.validate() is not None and learn.pred.shape[-1]==n_vocab
 
 # there and back
 
@@ -308,28 +347,64 @@ def test_interrupted(event, ex):
     dec = learn.model[1].decoder
     with pytest.raises(ex), learn.no_logging(): learn.fit(1, cbs=[LinearCrossEntropy(900), Interrupt(event, ex)])
     assert 'forward' not in vars(dec) and not learn._grab_cbs(LinearCrossEntropy)
+    assert 'forward' not in vars(learn.model) and type(learn.loss_func) is CrossEntropyLossFlat
 
-def test_interrupted_inside_the_model():
-    learn = lm(cbs=LinearCrossEntropy(900))
+class StopsInside:
+    "A forward hook that ends the fit"
+    def __call__(self, *args): raise KeyboardInterrupt
+
+@pytest.mark.parametrize('part', [0, 1])
+def test_interrupted_inside_the_model(part, tmp_path):
+    "The model is fastai's at once, though the callback stays with the learner"
+    learn = lm(tmp_path, cbs=LinearCrossEntropy(900))
     learn.no_logging().__enter__()
-    def stop(*args): raise KeyboardInterrupt
-    hook = learn.model[0].register_forward_hook(stop)
-    with pytest.raises(KeyboardInterrupt): learn.fit(1)
-    hook.remove()
-    assert learn.get_preds(reorder=False)[0].shape[-1]==n_vocab      # whatever comes next
-    learn.fit(1)
-    with pytest.raises(KeyboardInterrupt):
-        hook = learn.model[0].register_forward_hook(stop)
+    x,_ = learn.dls.one_batch()
+    for _ in range(2):
+        hook = learn.model[part].register_forward_hook(StopsInside())
+        with pytest.raises(KeyboardInterrupt): learn.fit(1)
+        hook.remove()
+        assert learn.model(x)[0].shape[-1]==n_vocab and 'forward' not in vars(learn.model)
+        learn.export('m.pkl')
+        assert load_learner(tmp_path/'m.pkl').model.eval()(x)[0].shape[-1]==n_vocab
+        assert learn.get_preds(reorder=False)[0].shape[-1]==n_vocab
         learn.fit(1)
-    hook.remove()
     learn.remove_cb(LinearCrossEntropy)
     assert 'forward' not in vars(learn.model[1].decoder)
+
+def test_interrupted_inside_the_loss(way, monkeypatch):
+    "The loss function is the learner's own at once"
+    learn = lm(cbs=LinearCrossEntropy(900))
+    loss_func = learn.loss_func
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt), learn.no_logging():
+        m.setattr(module, 'linear_cross_entropy', stop)
+        learn.fit(1)
+    assert learn.loss_func is loss_func
+    learn.loss_func = CrossEntropyLossFlat(label_smoothing=0.1)
+    with learn.no_logging(): learn.fit(1)
+    assert learn.loss_func is not loss_func, 'what was set since then is not undone'
 
 @pytest.mark.parametrize('ex,event', [(CancelBatchException,'before_batch'), (CancelBatchException,'after_pred'), (CancelFitException,'after_pred')])
 def test_cancelled(ex, event):
     learn = lm(cbs=LinearCrossEntropy(900))
     with learn.no_logging(): learn.fit(1, cbs=Interrupt(event, ex))
     assert 'forward' not in vars(learn.model[1].decoder)
+
+@pytest.mark.parametrize('event', ['before_batch','after_pred','after_loss'])
+@pytest.mark.parametrize('order', [-1, 100])
+def test_validation_batches_that_are_cancelled(event, order):
+    "They are not measured; the others are"
+    class Skip(Callback):
+        def __call__(self, name):
+            if name==event and not self.training and self.iter%2: raise CancelBatchException
+    skip = Skip()
+    skip.order = order
+    learn = lm(metrics=accuracy, cbs=[LinearCrossEntropy(900), skip])
+    plain = lm(metrics=accuracy)
+    plain.dls.valid.shuffle = False
+    with learn.no_logging(), plain.no_logging(): got = learn.validate()
+    assert math.isfinite(got[0]) and 0<=got[1]<=1 and not learn.recorder.cancel_valid
+    assert len(learn.validate())==2
 
 def test_not_a_language_model():
     with pytest.raises(TypeError, match='needs a language model.*Sequential of Linear|needs a language model.*RegModel'): synth_learner(cbs=LinearCrossEntropy())
@@ -484,11 +559,12 @@ def test_a_prediction_that_is_written_into(way, change):
         with learn.no_bar(): got.append(learn.validate())
     np.testing.assert_allclose(got[1], got[0], rtol=1e-5)
 
-def test_a_prediction_that_is_kept(way):
-    "Of a validation batch as of any other: it stays what it was when the weights move on"
+def test_a_callback_that_looks_at_predictions(way):
+    "One that has an `after_pred` gets tensors, in every event; they stay what they were when the weights move on"
     class Keep(Callback):
         run_train = False
         def before_fit(self): self.kept = []
+        def after_pred(self): pass
         def after_batch(self):
             if self.iter<2: self.kept.append(self.learn.to_detach(self.pred))
     res = []
@@ -496,10 +572,18 @@ def test_a_prediction_that_is_kept(way):
         learn,keep = lm(),Keep()
         set_seed(1)
         with learn.no_logging(): learn.fit(2, 5e-2, cbs=[keep, *cbs])
-        res.append([o+0 for o in keep.kept])
+        res.append(keep.kept)
     assert len(res[0])==4
-    for a,b in zip(*res): assert gap(b, a)<1e-4
+    for a,b in zip(*res, strict=True): assert gap(b, a)<1e-4
     assert gap(res[0][0], res[0][2])>1e-2
+
+def test_without_a_recorder(way):
+    learn = lm(cbs=LinearCrossEntropy(900), metrics=accuracy)
+    learn.remove_cbs([Recorder, ProgressCallback])
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    learn.fit(1)
+    learn.validate()
+    assert any((a!=b).any() for a,b in zip(before, learn.model.parameters()))
 
 def test_a_validation_that_another_callback_cancels():
     class Cancel(Callback):

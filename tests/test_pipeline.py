@@ -1,4 +1,5 @@
 "`ULMFiT` from outside: the same settings give the same model, others another; what is wrong is said before anything is trained"
+import json,warnings
 import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import *
 from fastai.callback.training import GradientClip
@@ -35,25 +36,116 @@ def test_what_was_done_before_does_not_matter(make):
     for o in (after,looked):
         for kind in ('lms','learns'): assert torch.equal(numbers(getattr(o, kind)['fwd']), numbers(getattr(want, kind)['fwd']))
 
-@pytest.mark.parametrize('a,b', [(dict(n_epoch=np.int64(1)), dict(n_epoch=np.int64(2))), (dict(cbs=GradientClip(.01)), dict(cbs=GradientClip(5.)))])
+@pytest.mark.parametrize('a,b', [(dict(n_epoch=np.int64(1)), dict(n_epoch=np.int64(2))), (dict(wd=.01), dict(wd=.1)), (dict(), dict(bf16=True))])
 def test_other_settings_of_the_language_model(make, a, b, capsys):
     u = make()
     u.fit_lm(**{'n_epoch':1, **a})
     u.fit_lm(**{'n_epoch':1, **b})
     assert 'on disk' not in capsys.readouterr().out
     make().fit_lm(**{'n_epoch':1, **a})
-    assert 'on disk' in capsys.readouterr().out
+    make().fit_lm(**{'n_epoch':1, **b})
+    assert capsys.readouterr().out.count('on disk')==2
 
-@pytest.mark.parametrize('a,b', [(dict(lr_max=slice(1e-5,1e-3)), dict(lr_max=slice(1e-2,1e-1))),
-                                 (dict(loss_func=CrossEntropyLossFlat(weight=tensor([1.,50.]))), dict(loss_func=CrossEntropyLossFlat(weight=tensor([50.,1.]))))])
+@pytest.mark.parametrize('a,b', [(dict(lr_max=slice(1e-5,1e-3)), dict(lr_max=slice(1e-2,1e-1))), (dict(lr_max=np.array([1e-5]*5)), dict(lr_max=np.array([1e-2]*5))),
+                                 (dict(config=dict(weight_p=0.)), dict(config=dict(weight_p=.4)))])
 def test_other_settings_of_the_classifier(make, a, b, capsys):
-    u = make()
+    u = make(config={**size, 'n_layers':3})
     u.fit_classifier(1, **a)
     one = u.ensemble.get_preds()[0]
     u.fit_classifier(1, **b)
     assert 'on disk' not in capsys.readouterr().out and not torch.equal(one, u.ensemble.get_preds()[0])
     u.fit_classifier(1, **a)
     assert 'on disk' in capsys.readouterr().out and torch.equal(one, u.ensemble.get_preds()[0])
+
+def loss_of(pos_weight): return lambda out,targ: F.cross_entropy(out, targ, weight=tensor([1., pos_weight]))
+
+def loss_with(default):
+    def loss(out, targ, pos_weight=default): return F.cross_entropy(out, targ, weight=tensor([1., pos_weight]))
+    return loss
+
+class Scaled(Callback):
+    "A callback that keeps its argument to itself"
+    def __init__(self, scale): self._scale = scale
+    def after_loss(self): self.learn.loss_grad = self.learn.loss_grad*self._scale
+
+@pytest.mark.parametrize('make_arg', [lambda x: dict(loss_func=loss_of(x)), lambda x: dict(loss_func=loss_with(x)), lambda x: dict(cbs=Scaled(x)), lambda x: dict(cbs=[GradientClip(x/1000)]),
+                                      lambda x: dict(opt_func=partial(SGD, mom=x/100)), lambda x: dict(loss_func=CrossEntropyLossFlat(weight=tensor([1., x])))],
+                         ids=['closure','default','private','clip','partial','weights'])
+def test_objects_are_never_taken_for_the_same(make, make_arg, capsys):
+    "Closures over different values, functions with different defaults, callbacks that hide their arguments: each is trained, and is what it is alone"
+    u,got = make(),[]
+    for x in (1., 50., 1.):
+        u.fit_classifier(1, 0.1, **make_arg(x))
+        got.append(numbers(u.learns['fwd']))
+    name, = make_arg(1.)
+    out = capsys.readouterr().out
+    assert 'on disk' not in out and out.count(f'trained again each time, because `{name}` was given')==3
+    assert torch.equal(got[0], got[2]) and not torch.equal(got[0], got[1])
+    u.fit_classifier(1, 0.1)
+    assert 'on disk' not in capsys.readouterr().out, 'nor for a training without one'
+    assert len(list((u.path/'classifier').iterdir()))==2, 'and the disk does not fill up'
+
+def test_objects_for_a_language_model(make, capsys):
+    u,got = make(),[]
+    for x in (1., 50., 1.):
+        u.fit_lm(1, cbs=Scaled(x), clip=None, opt_func=partial(SGD, mom=0.))
+        got.append(numbers(u.lms['fwd']))
+    assert capsys.readouterr().out.count('because `cbs` and `opt_func` were given')==3
+    assert torch.equal(got[0], got[2]) and not torch.equal(got[0], got[1])
+    u.fit_classifier(1)
+    make().fit_lm(1, cbs=Scaled(1.), clip=None, opt_func=partial(SGD, mom=0.)).fit_classifier(1)
+    assert 'Classifier on disk' in capsys.readouterr().out, 'a classifier of the same encoder is the same'
+
+def test_no_callbacks_are_no_objects(make, capsys):
+    for cbs in (None, [], L()): make().fit_lm(1, cbs=cbs).fit_classifier(1, cbs=cbs)
+    assert capsys.readouterr().out.count('on disk')==4
+
+def test_settings_can_be_read(make):
+    u = make()
+    u.fit_lm(np.int64(1), 0.01).fit_classifier(1, slice(1e-4,1e-2))
+    lm,clas = [json.loads((u.path/o/'fwd-1'/'settings.json').read_text()) for o in ('lm','classifier')]
+    assert (lm['n_epoch'],lm['lr_max'],lm['objects'],lm['sizes'])==(1, 0.01, [], {**size}) and clas['lr_max'][1:3]==[1e-4,1e-2]
+
+@pytest.mark.parametrize('spoil', [lambda f: f.write_text('{'), lambda f: f.unlink(), lambda f: f.write_text('[]')], ids=['damaged','missing','other'])
+def test_a_piece_whose_settings_cannot_be_read_is_not_used(make, spoil, capsys):
+    u = make()
+    u.fit_lm(1)
+    spoil(u.path/'lm'/'fwd-1'/'settings.json')
+    make().fit_lm(1)
+    assert 'on disk' not in capsys.readouterr().out
+    make().fit_lm(1)
+    assert 'on disk' in capsys.readouterr().out
+
+def test_a_piece_that_is_damaged_is_trained_again_and_is_what_it_was(make, capsys):
+    u = make()
+    u.fit_lm(1).fit_classifier(1)
+    for kind in ('lm','classifier'):
+        file = u.path/kind/'fwd-1'/'fwd.safetensors'
+        file.write_bytes(file.read_bytes()[:100])
+        again = make()
+        with pytest.warns(UserWarning, match='trained again'): again.fit_lm(1).fit_classifier(1)
+        for o in ('lms','learns'): assert torch.equal(numbers(getattr(again, o)['fwd']), numbers(getattr(u, o)['fwd']))
+        assert not list(u.path.glob(f'{kind}/fwd-2'))
+
+def test_other_data_or_weights_are_another_piece(make, df, tmp_path, capsys):
+    "Another text, another label, another encoder that lies under the same name"
+    make().fit_lm(1).fit_classifier(1)
+    for other in (df.assign(text=df.text.str.replace('cat','dog')), df.assign(label=df.label.map(dict(pos='neg', neg='pos'))[::-1].tolist())):
+        ULMFiT.from_df(other, tmp_path/'u', None, 'fwd', size, bs=8, min_freq=1, seed=1).fit_lm(1).fit_classifier(1)
+    assert 'on disk' not in capsys.readouterr().out
+    u = make()
+    u.fit_lm(1)
+    u.lms['fwd'].model[0].encoder.weight.data.add_(1)
+    capsys.readouterr()
+    u.fit_classifier(1)
+    assert 'on disk' not in capsys.readouterr().out, 'its encoder was changed since'
+
+def test_a_language_model_that_is_not_used(make):
+    make().fit_lm(1)
+    with pytest.warns(UserWarning, match='fwd-1 holds a fine-tuned language model, and it is not used'): make().fit_classifier(1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*is not used')
+        make(seed=2).fit_classifier(1) # that one is of another start
 
 @pytest.mark.parametrize('kwargs,says', [(dict(directions='forward'), 'directions'), (dict(config='big'), 'big'), (dict(bptt=0), 'bptt is 0')])
 def test_what_is_wrong_is_said_before_tokenizing(make, kwargs, says, tmp_path):
@@ -89,3 +181,11 @@ def test_home(make, df, tmp_path, monkeypatch):
     assert u.path==tmp_path/'v' and (u.path/'.ulmfit_cache').exists()
     u.fit_classifier(1)
     assert ULMFiT.load('~/v').predict('a text')[0] in ('pos','neg')
+
+def test_signatures_are_true():
+    "What is advertised is what is used, and the main argument can be seen"
+    import inspect
+    for f in (ULMFiT.fit_classifier, ULMFiT.fit_lm):
+        params = inspect.signature(f).parameters
+        assert not {'moms','splitter','lr'} & set(params) and params['opt_func'].default is None
+    assert list(inspect.signature(ULMFiT.predict_df).parameters)[1]=='texts'

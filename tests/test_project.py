@@ -105,25 +105,122 @@ def test_readme():
     readme = runpy.run_path(str(root/'docs'/'readme.py'))['readme']
     assert (root/'README.md').read_text(encoding='utf-8') == readme(), 'run `python docs/readme.py`'
 
+def undefined_names(code, known=()):
+    "Names that `code` uses and neither its imports, nor itself, nor `known` define"
+    names = dict.fromkeys(known)
+    exec('\n'.join(re.findall('^(?:from|import) .*', code, re.M)), names)
+    used = [o for o in ast.walk(ast.parse(code)) if isinstance(o, ast.Name)]
+    defined = {o.id for o in used if isinstance(o.ctx, ast.Store)} | set(names) | set(dir(builtins))
+    return {o.id for o in used} - defined
+
 def test_readme_imports_what_it_uses():
     "Each Python example, typed as it is, knows its names; `learn` is the reader's"
-    for code in re.findall('```python\n(.*?)```', (root/'README.md').read_text(encoding='utf-8'), re.S):
-        known = dict(learn=None)
-        exec('\n'.join(re.findall('^(?:from|import) .*', code, re.M)), known)
-        names = [o for o in ast.walk(ast.parse(code)) if isinstance(o, ast.Name)]
-        known |= {o.id: None for o in names if isinstance(o.ctx, ast.Store)}
-        assert not {o.id for o in names} - set(known) - set(dir(builtins)), code
+    examples = re.findall('```python\n(.*?)```', (root/'README.md').read_text(encoding='utf-8'), re.S)
+    assert examples and {code: found for code in examples if (found := undefined_names(code, ['learn']))} == {}
+
+def test_one_import_is_enough(tmp_path):
+    "Each cell of 43_all that begins with `from ulmfit_ext.all import *` runs alone"
+    cells = json.loads((root/'nbs'/'43_all.ipynb').read_text(encoding='utf-8'))['cells']
+    codes = [''.join(c['source']) for c in cells if c['cell_type']=='code']
+    codes = [o for o in codes if o.startswith('from ulmfit_ext.all import *')]
+    assert codes
+    for code in codes:
+        res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, capture_output=True, text=True,
+                             env={**os.environ, 'PYTHONPATH':str(root)})
+        assert res.returncode==0, f'{code}\n{res.stderr}'
 
 def test_version():
-    "`settings.ini` and the package agree on the version"
+    "`settings.ini`, the package and the citation agree on the version"
     cfg = ConfigParser(delimiters=['='], interpolation=None)
     cfg.read(root/'settings.ini', encoding='utf-8')
-    assert re.search(r'^__version__ = "(.*)"', (root/'ulmfit_ext'/'__init__.py').read_text(), flags=re.M)[1] == cfg['DEFAULT']['version']
+    version = cfg['DEFAULT']['version']
+    assert re.search(r'^__version__ = "(.*)"', (root/'ulmfit_ext'/'__init__.py').read_text(), flags=re.M)[1] == version
+    assert re.search(r'^version: (.*)$', (root/'CITATION.cff').read_text(), flags=re.M)[1] == version
 
 def test_ci_runs_the_readme():
     "The command that the README gives for the tests is the one that CI runs"
     cmd = re.search(r'^pip install -e .*pytest$', (root/'README.md').read_text(encoding='utf-8'), flags=re.M)[0]
     assert cmd in (root/'.ci'/'run').read_text()
+
+# The house rules: CONTRIBUTING.md tells them
+
+max_cell,max_module,max_line,long_line = 45,450,140,110 # lines of an exported cell and of a module, characters of a line
+longer_modules = set() # what may be longer than `max_module`, such as 'cli.py': none so far
+
+def no(wrong):
+    "Fail with every item of `wrong`, one a line"
+    if wrong: pytest.fail('\n'.join(wrong), pytrace=False)
+
+modules = {}   # path of a module under `ulmfit_ext`, without its suffix and with dots: its file
+for p in files:
+    if p.parts[0]=='ulmfit_ext' and p.suffix=='.py' and p.name not in ('__init__.py','_modidx.py'):
+        modules['.'.join(p.relative_to('ulmfit_ext').with_suffix('').parts)] = p
+
+def our_imports(mod):
+    "What the module `mod` imports of ours: for each import the module and the name, anywhere in the file"
+    package = ['ulmfit_ext', *mod.split('.')][:-1]
+    for o in ast.walk(ast.parse((root/modules[mod]).read_text(encoding='utf-8'))):
+        if isinstance(o, ast.Import): found = [(a.name, None) for a in o.names]
+        elif isinstance(o, ast.ImportFrom):
+            base = package[:len(package)-o.level+1] if o.level else []
+            path = '.'.join([*base, *filter(None, [o.module])])
+            found = [(path, a.name) for a in o.names]
+        else: continue
+        for path,name in found:
+            if path=='ulmfit_ext' and name in modules: path,name = f'ulmfit_ext.{name}',None   # from . import core
+            if path.startswith('ulmfit_ext.'): yield path.removeprefix('ulmfit_ext.'),name
+
+def test_no_private_name_is_imported():
+    "What begins with an underscore stays in its module"
+    no([f'{m} imports {name} from {o}' for m in modules for o,name in our_imports(m) if name and name.startswith('_')])
+
+def notebook_order():
+    "The modules in the order of their notebooks, `core` before all others"
+    order = ['core']
+    for p in nbs:
+        text = (root/p).read_text(encoding='utf-8')
+        if found := re.search(r'#\| ?default_exp ([\w.]+)', text): order.append(found[1])
+    return list(dict.fromkeys(order))
+
+def test_imports_go_one_way():
+    "A module imports only modules whose notebooks come before its own"
+    order = notebook_order()
+    assert set(order) == set(modules)
+    place = {m:i for i,m in enumerate(order)}
+    no([f'{m} imports {o}, which comes later' for m in modules for o,_ in our_imports(m) if place.get(o, -1)>=place[m]])
+
+def test_the_papers_callbacks_stand_alone():
+    "The four callbacks of the paper import fastai, and of ours nothing but each other"
+    four = ['callback.groups', 'callback.schedule', 'callback.unfreeze', 'callback.bpt3c']
+    no([f'{m} imports {o}' for m in four for o,_ in our_imports(m) if o not in four])
+
+def lines_of(p): return (root/p).read_text(encoding='utf-8').splitlines()
+
+def test_lines_are_short():
+    "No line is above the limit, and of a file at most one in ten is long"
+    wrong = []
+    for p in [*modules.values(), *(p for p in files if p.parts[0]=='benchmarks' and p.suffix=='.py')]:
+        sizes = [len(l) for l in lines_of(p)]
+        long  = sum(n>long_line for n in sizes)
+        wrong += [f'{p}:{i}: {n} characters' for i,n in enumerate(sizes, 1) if n>max_line]
+        if long>len(sizes)/10: wrong.append(f'{p}: {long} of {len(sizes)} lines above {long_line} characters')
+    no(wrong)
+
+def test_modules_are_short():
+    "A module can be read in a sitting"
+    n = {p.relative_to('ulmfit_ext').as_posix(): len(lines_of(p)) for p in modules.values()}
+    no([f'{p}: {k} lines' for p,k in n.items() if k>max_module and p not in longer_modules])
+
+def test_exported_cells_are_short():
+    "A cell that goes to the module is one thing, under a sentence of its own"
+    wrong = []
+    for p in nbs:
+        for c in json.loads((root/p).read_text(encoding='utf-8'))['cells']:
+            lines = ''.join(c['source']).splitlines()
+            exported = c['cell_type']=='code' and any(re.match(r'#\| ?export[si]?\s*$', l) for l in lines)
+            n = sum(not l.startswith('#|') for l in lines)
+            if exported and n>max_cell: wrong.append(f"{p} cell {c['id']}: {n} lines, begins with {lines[1][:60]!r}")
+    no(wrong)
 
 # Nothing of the machine it was made on is left in it
 

@@ -4,7 +4,9 @@ import numpy as np,pandas as pd,pytest,torch
 from fastcore.foundation import L
 from made_up import make_df
 from ulmfit_ext.core import UlmfitError,atomic_write
-from ulmfit_ext.data import TextStream,class_vocab,ulmfit_dls
+from ulmfit_ext.data import ulmfit_dls
+from ulmfit_ext.text.corpus import TextStream
+from ulmfit_ext.text.loaders import class_vocab
 from ulmfit_ext.text.tables import read_labels,read_table
 
 pytestmark = pytest.mark.usefixtures('strict_warnings')

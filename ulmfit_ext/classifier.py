@@ -10,6 +10,7 @@ from fastai.text.all import *
 from .callback.groups import *
 from .callback.unfreeze import *
 from .callback.bpt3c import *
+from .callback.precision import mend_weight_dropout
 from .core import *
 from .text.tables import *
 from .text.tokens import *
@@ -19,42 +20,49 @@ from .weights import *
 from .lm import *
 
 # %% ../nbs/23_classifier.ipynb #dadcff9a
-def _multi(dls): return isinstance(getattr(dls.train_ds, 'loss_func', None), BCEWithLogitsLossFlat)
-
 def _encoder_weights(encoder, dls):
-    "Weights of the AWD-LSTM of `encoder` (a language-model learner, or a folder of one), for the vocabulary of `dls`, and its sizes"
+    "Weights of the AWD-LSTM of `encoder` (a learner, or what `find_lm` finds) for the vocabulary of `dls`, and its sizes"
+    setup = text_setup(dls)
+    vocab = list(setup.processor.vocab)
     if isinstance(encoder, Learner):
-        if list(text_vocab(encoder.dls))!=list(text_vocab(dls)):
+        own = text_setup(encoder.dls)
+        if list(own.processor.vocab)!=vocab:
             raise UlmfitError("The language model and the classifier have different vocabularies: make both from one `ulmfit_dls`")
-        if is_backwards(encoder.dls)!=is_backwards(dls):
-            raise UlmfitError(f"The language model reads {direction(encoder.dls)} and the classifier {direction(dls)}: give each its own direction")
-        sd,awd = encoder.model.state_dict(),get_model(encoder.model)[0]
-        return {k[2:]:v for k,v in sd.items() if k.startswith('0.')},dict(emb_sz=awd.emb_sz, n_hid=awd.n_hid, n_layers=awd.n_layers)
-    wgts,vocab,config = load_lm(encoder, is_backwards(dls))
-    wgts = match_vocab(wgts, vocab, text_vocab(dls))
-    return {k[2:]:v for k,v in wgts.items() if k.startswith('0.')},config
+        if own.backwards!=setup.backwards:
+            raise UlmfitError(f"The language model reads {own.direction} and the classifier {setup.direction}: "
+                              "give each its own direction")
+        wgts,sizes = get_model(encoder.model).state_dict(),awd_sizes(encoder)
+    else:
+        wgts,old_vocab,sizes = load_lm(encoder, setup.backwards)
+        wgts = match_vocab(wgts, old_vocab, vocab)
+    return {k.removeprefix('0.'):v for k,v in wgts.items() if k.startswith('0.')},sizes
 
 # %% ../nbs/23_classifier.ipynb #2812e491
-@delegates(text_classifier_learner, but=['arch','seq_len','backwards','pretrained'])
+@delegates(TextLearner, but='dls,model,splitter,opt_func,metrics')
+@delegates(text_classifier_learner, but='dls,arch,seq_len,backwards,pretrained,max_len,opt_func,metrics,splitter,moms', keep=True)
 def ulmfit_classifier(
     dls:DataLoaders, # Classifier data of one direction: `.clas_fwd` or `.clas_bwd` of `ulmfit_dls`
     config:dict=None, # Sizes and dropouts that differ from the encoder's and fastai's `awd_lstm_clas_config`
     drop_mult:float=0.5, # Multiplies all dropouts of `config`
-    encoder=None, # A language-model learner, or the folder of one, to take the encoder from; None: start from scratch
+    encoder=None, # A language-model learner, or what `find_lm` finds, to take the encoder from; None: start from scratch
     bptt:int=70, # Tokens in a chunk
     max_len:int=None, # How many tokens, from the document's end, gradients reach; None: all
     checkpoint:bool|str='auto', # Recompute activations to save memory? See `BPT3C`
-    metrics=None, # Default: accuracy, for multi-label data `accuracy_multi`
+    metrics=None, # None: accuracy, for multi-label data `accuracy_multi`
+    opt_func=None, # Optimizer; None: Adam with β = (0.7, 0.99)
     **kwargs
 ) -> TextLearner: # Ready for `fit_gradual`, with only its head unfrozen where an encoder was given
     "A classifier over an AWD-LSTM with concat pooling (section 3.3). Raises `UlmfitError` where `encoder` does not fit `dls`"
-    sizes,wgts = {},None
-    if encoder is not None: wgts,sizes = _encoder_weights(encoder, dls)
+    mend_weight_dropout() # for drop_mult=0
+    config = config or {}
+    wgts,sizes = (None,{}) if encoder is None else _encoder_weights(encoder, dls)
     for k,v in sizes.items():
-        if (config or {}).get(k, v)!=v: raise UlmfitError(f"config says {k}={config[k]} and the encoder has {v}: leave it out of config, or pass no encoder")
-    kwargs = {'opt_func': partial(Adam, mom=0.7, sqr_mom=0.99), **kwargs}
-    learn = text_classifier_learner(dls, AWD_LSTM, seq_len=bptt, config={**sizes, **(config or {})}, drop_mult=drop_mult, pretrained=False,
-                                    max_len=None, metrics=ifnone(metrics, accuracy_multi if _multi(dls) else accuracy), **kwargs)
+        if config.get(k, v)!=v:
+            raise UlmfitError(f"config says {k}={config[k]} and the encoder has {v}: leave it out of config, or pass no encoder")
+    opt_func = ifnone(opt_func, partial(Adam, mom=0.7, sqr_mom=0.99))
+    metrics  = ifnone(metrics, accuracy_multi if text_setup(dls).multi else accuracy)
+    learn = text_classifier_learner(dls, AWD_LSTM, seq_len=bptt, config={**sizes, **config}, drop_mult=drop_mult, pretrained=False,
+                                    max_len=None, opt_func=opt_func, metrics=metrics, **kwargs)
     if wgts is not None:
         load_weights(learn.model[0].module, wgts, "the encoder's weights")
         learn.freeze()

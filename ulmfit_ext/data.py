@@ -5,56 +5,91 @@
 # %% auto #0
 __all__ = ['UlmfitDls', 'ulmfit_dls']
 
-# %% ../nbs/15_data.ipynb #76b7442c
+# %% ../nbs/15_data.ipynb #4f7ebd16
 from fastai.text.all import *
-import functools
+from functools import cached_property
 from .core import *
 from .text.tables import *
 from .text.tokens import *
-from .text.corpus import *
 from .text.loaders import *
 
-# %% ../nbs/15_data.ipynb #156b407c
+# %% ../nbs/15_data.ipynb #66930569
 class UlmfitDls:
     "Four `DataLoaders` of the same texts, vocabulary and split; each is built when first asked for"
-    def __init__(self, tokens, processor, y, classes, multi, labelled, valid_idx, n_unlabelled, path, bs, bptt, clas_bs, cols):
+    def __init__(self,
+        tokens:Tokens,           # Of all texts: the rows of the table, then those without labels
+        processor:TextProcessor, # Vocabulary and tokenizer
+        y:list,                  # The label of each row, or a list of them; None where there is none
+        classes:list,            # All classes, in the order of the classifiers' outputs; None: no labels
+        multi:bool,              # Can a text have several labels?
+        labelled:np.ndarray,     # Rows with a label
+        valid_idx:np.ndarray,    # Rows for validation
+        n_unlabelled:int,        # Texts without a label
+        path:Path,               # Where Learners save
+        bs:int,                  # Streams of the language models
+        bptt:int,                # Tokens that they read at a time
+        clas_bs:int,             # Texts in a batch of the classifiers
+        cols:dict                # Names of the columns, and what separates labels: for tables that come later
+    ):
         store_attr(but='tokens')
         self.vocab,self.lang,self.cache_hit = processor.vocab,processor.lang,tokens.cache_hit
         self.train_idx = np.setdiff1d(labelled, valid_idx)
         self.ids,self.offs = tokens.numericalize(processor),tokens.offs
 
-    def lm(self, backwards=False):
-        "The language model's `DataLoaders` in one direction"
-        return self.lm_bwd if backwards else self.lm_fwd
-    def clas(self, backwards=False):
-        "The classifier's `DataLoaders` in one direction"
-        return self.clas_bwd if backwards else self.clas_fwd
-
-    def _lm(self, backwards):
-        return lm_dls(self.ids, self.offs, self.valid_idx, self.processor, backwards, bs=self.bs, bptt=self.bptt, path=self.path, **self.cols)
-
-    def _clas(self, backwards):
-        if self.classes is None: raise UlmfitError('there are no labels, so no classifier: call ulmfit_dls with a label_col')
-        items  = [self.ids[self.offs[i]:self.offs[i+1]] for i in self.labelled]
-        splits = [list(np.searchsorted(self.labelled, o)) for o in (self.train_idx,self.valid_idx)]
-        return clas_dls(items, [self.y[i] for i in self.labelled], splits, self.processor, self.classes, self.multi, backwards,
-                        bs=self.clas_bs, bptt=self.bptt, path=self.path, **self.cols)
-
-    @functools.cached_property
-    def lm_fwd(self):   return self._lm(False)
-    @functools.cached_property
-    def lm_bwd(self):   return self._lm(True)
-    @functools.cached_property
-    def clas_fwd(self): return self._clas(False)
-    @functools.cached_property
-    def clas_bwd(self): return self._clas(True)
+    @cached_property
+    def lm_fwd(self):   return self._make_lm(backwards=False)
+    @cached_property
+    def lm_bwd(self):   return self._make_lm(backwards=True)
+    @cached_property
+    def clas_fwd(self): return self._make_clas(backwards=False)
+    @cached_property
+    def clas_bwd(self): return self._make_clas(backwards=True)
 
     def __repr__(self):
-        c = 'no labels' if self.classes is None else f"{len(self.classes)} {'labels, any number a text' if self.multi else 'classes'}"
+        kind = 'labels, any number a text' if self.multi else 'classes'
+        classes = 'no labels' if self.classes is None else f'{len(self.classes)} {kind}'
         return (f'UlmfitDls: {len(self.train_idx)} training, {len(self.valid_idx)} validation and {self.n_unlabelled} unlabelled texts, '
-                f'{len(self.ids):,} tokens, {len(self.vocab):,} words ({self.lang}), {c}')
+                f'{len(self.ids):,} tokens, {len(self.vocab):,} words ({self.lang}), {classes}')
 
-# %% ../nbs/15_data.ipynb #66930569
+# %% ../nbs/15_data.ipynb #a000001d
+@patch
+def lm(self:UlmfitDls,
+    backwards:bool=False # Read from end to beginning?
+) -> UlmfitDataLoaders:
+    "The language model's `DataLoaders` in one direction"
+    return self.lm_bwd if backwards else self.lm_fwd
+
+@patch
+def clas(self:UlmfitDls,
+    backwards:bool=False # Read from end to beginning?
+) -> UlmfitDataLoaders:
+    "The classifier's `DataLoaders` in one direction; raises `UlmfitError` where there are no labels"
+    return self.clas_bwd if backwards else self.clas_fwd
+
+@patch
+def _make_lm(self:UlmfitDls, backwards):
+    return lm_dls(self.ids, self.offs, self.valid_idx, self.processor, backwards, bs=self.bs, bptt=self.bptt, path=self.path, **self.cols)
+
+@patch
+def _make_clas(self:UlmfitDls, backwards):
+    if self.classes is None: raise UlmfitError('there are no labels, so no classifier: call ulmfit_dls with a label_col')
+    items  = [self.ids[self.offs[i]:self.offs[i+1]] for i in self.labelled]
+    labels = [self.y[i] for i in self.labelled]
+    splits = [list(np.searchsorted(self.labelled, rows)) for rows in (self.train_idx,self.valid_idx)]
+    return clas_dls(items, labels, splits, self.processor, self.classes, self.multi, backwards,
+                    bs=self.clas_bs, bptt=self.bptt, path=self.path, **self.cols)
+
+# %% ../nbs/15_data.ipynb #e4b69b39
+def _count_vocab(tokens, min_freq, max_vocab, known):
+    "The words of `tokens` that occur often enough, then those of `known` that are not among them"
+    vocab = make_vocab(tokens.counts(), min_freq, max_vocab)
+    filler = 'xxfake' # what fastai fills a vocabulary up with
+    if not set(vocab) - {*special_tokens, filler}:
+        warnings.warn(f'no word occurs {min_freq} times in {len(tokens)} texts, so every word is unknown: pass min_freq=1 or more texts', stacklevel=3)
+    if known is None: return vocab
+    return [o for o in dict.fromkeys([*vocab, *known]) if o!=filler]
+
+# %% ../nbs/15_data.ipynb #49975836
 def ulmfit_dls(
     df,                          # A DataFrame, or the path of a table for `read_table`
     text_col='text',             # Column of the texts
@@ -63,7 +98,7 @@ def ulmfit_dls(
     valid_col=None,              # Column of booleans, True for validation; instead of `valid_pct`
     unlabelled=None,             # More texts for the language models: a list, a column, a DataFrame or a path
     vocab:list=None,             # Words by id, used as they are; None: counted on all texts
-    lang:str='en',               # spaCy's code of the language; `th:chars`: a token a character; `zh:jieba`: words
+    lang='en',                   # Which tokenizer, see `as_tokenizer`: 'en'; 'th:chars', a token a character; 'zh:jieba', words
     path:str|Path='.',           # Where the cache is kept and Learners save
     seed:int=None,               # Of the random split; None: another split each time
     bs:int=64,                   # Batch size: streams of the language models, texts of the classifiers
@@ -77,26 +112,22 @@ def ulmfit_dls(
     progress:bool=True           # Show a bar where tokenizing takes more than a second or two
 ) -> UlmfitDls:                  # `.lm_fwd`, `.lm_bwd`, `.clas_fwd`, `.clas_bwd`
     "`DataLoaders` for both models in both directions from one pass of the tokenizer; raises `UlmfitError` on input it cannot use"
-    if bptt<1: raise UlmfitError(f"bptt is {bptt}: a language model reads at least one token at a time, 70 by default")
-    if label_col is not None and ifnone(clas_bs, bs)<2: raise UlmfitError(f"the classifier's batch norm needs two texts in a batch, and its batch size is {ifnone(clas_bs, bs)}: pass clas_bs=2 or more")
-    df = as_frame(df)
-    col = get_column(df, text_col, 'text_col')
-    texts,n = column_texts(col, f"column '{text_col}'"),len(df)
+    clas_bs = ifnone(clas_bs, bs)
+    _check_sizes(bptt, clas_bs if label_col is not None else None)
+    df    = as_frame(df)
+    texts = column_texts(get_column(df, text_col, 'text_col'), f"column '{text_col}'")
+    extra = unlabelled_texts(unlabelled, text_col)
     y,classes,multi,missing = column_labels(df, label_col, label_delim)
     labelled = np.flatnonzero(~missing)
-    valid = labelled[valid_rows(df, [y[i] for i in labelled], labelled, multi, valid_pct, valid_col, seed)]
-    extra = unlabelled_texts(unlabelled, text_col)
-    toks  = tokenize_once(texts+extra, lang, path, cache, progress)
-    if vocab is None:
-        vocab = _make_vocab(toks, min_freq, max_vocab)
-        if known is not None: vocab = list(dict.fromkeys(o for o in [*vocab, *known] if o!='xxfake'))
-    return UlmfitDls(toks, TextProcessor(vocab, lang), y, classes, multi, labelled, valid, len(extra)+int(missing.sum()), Path(path), bs, bptt,
-                     ifnone(clas_bs, bs), dict(text_col=text_col, label_col=label_col, label_delim=label_delim))
+    valid    = labelled[valid_rows(df, [y[i] for i in labelled], labelled, multi, valid_pct, valid_col, seed)]
+    tokens = tokenize_once(texts+extra, lang, path, cache, progress)
+    if vocab is None: vocab = _count_vocab(tokens, min_freq, max_vocab, known)
+    cols = dict(text_col=text_col, label_col=label_col, label_delim=label_delim)
+    return UlmfitDls(tokens, TextProcessor(vocab, lang), y, classes, multi, labelled, valid, len(extra)+int(missing.sum()),
+                     Path(path), bs, bptt, clas_bs, cols)
 
-# %% ../nbs/15_data.ipynb #a000001d
-def _make_vocab(toks, min_freq, max_vocab):
-    count = toks.counts()
-    vocab = make_vocab(count, min_freq, max_vocab)
-    if not set(vocab) - set(defaults.text_spec_tok) - {'xxfake'}:
-        warnings.warn(f'no word occurs {min_freq} times in {len(toks)} texts, so every word is unknown: pass min_freq=1 or more texts', stacklevel=3)
-    return vocab
+# %% ../nbs/15_data.ipynb #7e1b6c59
+def _check_sizes(bptt, clas_bs):
+    if bptt<1: raise UlmfitError(f"bptt is {bptt}: a language model reads at least one token at a time, 70 by default")
+    if clas_bs is not None and clas_bs<2:
+        raise UlmfitError(f"the classifier's batch norm needs two texts in a batch, and its batch size is {clas_bs}: pass clas_bs=2 or more")

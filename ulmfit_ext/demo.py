@@ -5,44 +5,42 @@
 # %% auto #0
 __all__ = ['demo_packages', 'demo_sections', 'demo_classes', 'demo_sentences', 'package_path', 'source_files', 'file_docstrings',
            'docstrings', 'doc_sections', 'doc_paragraphs', 'doc_entries', 'plain_text', 'is_prose', 'passages',
-           'demo_split', 'tfidf_baseline', 'run_demo']
+           'demo_split', 'run_demo']
 
 # %% ../nbs/41_demo.ipynb #50c72c15
-from fastai.basics import *
+import ast,gc,importlib.util,inspect,json,re,sysconfig,textwrap,time,warnings
+import numpy as np, pandas as pd
+from contextlib import contextmanager
+from pathlib import Path
+from fastcore.foundation import L
 from fastprogress.fastprogress import progress_bar
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from threadpoolctl import threadpool_limits
 from .core import *
-from .text.tables import *
-from .text.tokens import *
-from .text.loaders import *
-from .data import *
 from .callback.precision import *
-from .text.corpus import *
-from .weights import *
-from .lm import *
-from .ensemble import *
+from .report import *
 from .pipeline import *
-import ast,gc,importlib.util,inspect,sysconfig,textwrap,time,warnings
 
 # %% ../nbs/41_demo.ipynb #50f68aee
 demo_packages = ['stdlib', 'numpy', 'scipy', 'pandas', 'sklearn', 'matplotlib', 'sympy', 'networkx', 'torch']
-
-_left_out = {'test', 'tests', 'testing', 'conftest.py', 'externals', 'site-packages', 'dist-packages', 'idlelib', 'lib2to3', 'turtledemo',
-             '_vendor', '_vendored', '_bundled', 'extern', '_external', 'array_api_compat', 'pydoc_data', 'benchmarks'}
 
 def package_path(
     name:str, # Name that would be imported, or 'stdlib' for Python's own library
 ) -> Path: # Folder or file of the package, None if it is not installed
     "Where the source of package `name` lies; it is looked up, not imported"
     if name=='stdlib': return Path(sysconfig.get_paths()['stdlib'])
-    spec = importlib.util.find_spec(name) if name.isidentifier() and name!='__main__' else None
+    if not name.isidentifier() or name=='__main__': return None
+    spec = importlib.util.find_spec(name)
     if spec is None: return None
     if spec.submodule_search_locations: return Path(list(spec.submodule_search_locations)[0])
     return Path(spec.origin) if spec.has_location else None
+
+# %% ../nbs/41_demo.ipynb #c2d39339
+_left_out = {'test', 'tests', 'testing', 'conftest.py', 'benchmarks', 'idlelib', 'lib2to3', 'turtledemo', 'pydoc_data',
+             'externals', 'extern', '_external', '_vendor', '_vendored', '_bundled', 'array_api_compat',
+             'site-packages', 'dist-packages'}
+
+def _is_left_out(part):
+    "Is `part` of a path the name of a test, of something hidden, or of copies of other packages?"
+    return part in _left_out or part.startswith(('test_', '.')) or part.endswith('_test.py')
 
 def source_files(
     path:str|Path, # Folder of Python source, or one file
@@ -50,27 +48,33 @@ def source_files(
     "The .py files under `path`, but for tests and bundled copies of other packages"
     path = Path(path)
     if path.is_file(): return [path]
-    def _keep(f): return not any(o in _left_out or o.startswith(('test_', '.')) or o.endswith('_test.py') for o in f.relative_to(path).parts)
-    return sorted(f for f in path.rglob('*.py') if _keep(f))
+    return sorted(f for f in path.rglob('*.py') if not any(map(_is_left_out, f.relative_to(path).parts)))
 
 # %% ../nbs/41_demo.ipynb #ef9cfbcb
 _scopes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _adders = {'add_newdoc', 'add_docstr'}
 
 def _added_doc(node):
-    "The name and text that an `add_newdoc`-like statement gives, else None"
-    call = getattr(node, 'value', None)
-    if not (isinstance(node, ast.Expr) and isinstance(call, ast.Call)): return
+    "The (name, docstring) that a statement such as `add_newdoc(name, docstring)` gives, else None"
+    if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)): return
+    call = node.value
     if getattr(call.func, 'id', getattr(call.func, 'attr', None)) not in _adders: return
-    strs = [n.value for n in ast.walk(call) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    if strs: return ast.unparse(call.args[0]) if call.args else '', inspect.cleandoc(max(strs, key=len))
+    strings = [o.value for o in ast.walk(call) if isinstance(o, ast.Constant) and isinstance(o.value, str)]
+    if not strings: return
+    name = ast.unparse(call.args[0]) if call.args else ''
+    return name, inspect.cleandoc(max(strings, key=len))
 
 def _walk_docs(node, name=''):
-    if isinstance(node, _scopes) and (doc := ast.get_docstring(node)): yield name, doc
-    for o in ast.iter_child_nodes(node):
-        if isinstance(o, ast.expr): continue
-        if added := _added_doc(o): yield added
-        yield from _walk_docs(o, '.'.join(filter(None, [name, getattr(o, 'name', None)])) if isinstance(o, _scopes) else name)
+    "(name, docstring) of `node`, whose dotted name is `name`, and of all that is in it"
+    if isinstance(node, _scopes):
+        doc = ast.get_docstring(node)
+        if doc: yield name, doc
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr): continue
+        added = _added_doc(child)
+        if added: yield added
+        if isinstance(child, _scopes): yield from _walk_docs(child, f'{name}.{child.name}' if name else child.name)
+        else: yield from _walk_docs(child, name)
 
 def file_docstrings(
     src:str|bytes, # Python source
@@ -81,15 +85,39 @@ def file_docstrings(
     return list(_walk_docs(tree))
 
 # %% ../nbs/41_demo.ipynb #573b8020
-def _collect(package, path, files):
-    "A (package, module, name, text) row for each docstring of `files`"
-    root = path.parent if path.is_file() else path
-    for f in files:
-        try: src = f.read_bytes()
-        except OSError: continue
-        parts = [o for o in (package, *f.relative_to(root).with_suffix('').parts) if o!='__init__']
-        for name,text in file_docstrings(src): yield package, '.'.join(parts), name, text
+def _find_source(packages, path):
+    "Name of each package to read, and the folder or file that holds it"
+    if path is None:
+        paths = {o: package_path(o) for o in L(packages or demo_packages)}
+        return {name:p for name,p in paths.items() if p is not None}
+    path = Path(path)
+    if not path.exists():
+        raise UlmfitError(f"No file or folder {str(path)!r}: give a folder of Python source, "
+                          "or leave the path out to use installed packages")
+    return {path.resolve().stem: path}
 
+def _file_rows(package, path, file):
+    "A (package, module, name, text) row for each docstring of `file`, which is in the package at `path`"
+    try: src = file.read_bytes()
+    except OSError: return []
+    root = path.parent if path.is_file() else path
+    parts = [package, *file.relative_to(root).with_suffix('').parts]
+    module = '.'.join(o for o in parts if o!='__init__')
+    return [(package, module, name, text) for name,text in file_docstrings(src)]
+
+@contextmanager
+def _quiet_parsing():
+    "Without what the compiler thinks of other people's source, and without garbage collection"
+    was_enabled = gc.isenabled()
+    gc.disable()   # syntax trees hold no cycles: a third of the time would go into looking for some
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        if was_enabled: gc.enable()
+
+# %% ../nbs/41_demo.ipynb #52048e3e
 def docstrings(
     packages:list=None, # Names of packages, 'stdlib' among them; the default is `demo_packages`
     path:str|Path=None, # A folder of Python source (or one file) to read instead of packages
@@ -99,26 +127,20 @@ def docstrings(
 
     Nothing is imported; files that cannot be read or parsed are passed over, and so are packages that are not installed.
     Raises `UlmfitError` if `path` is not there or no docstring is found."""
-    if path is not None:
-        if not Path(path).exists(): raise UlmfitError(f"No file or folder {str(path)!r}: give a folder of Python source, or leave the path out to use installed packages")
-        found = {Path(path).resolve().stem: Path(path)}
-    else: found = {o:p for o in L(packages or demo_packages) if (p := package_path(o)) is not None}
-    todo = [(name, p, f) for name,p in found.items() for f in source_files(p)]
-    rows,collecting = [],gc.isenabled()
-    gc.disable()   # syntax trees hold no cycles: a third of the time would go into looking for some
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')   # what the compiler thinks of other people's source
-            for name,p,f in progress_bar(todo, leave=False) if progress else todo: rows += _collect(name, p, [f])
-    finally:
-        if collecting: gc.enable()
-    if not rows: raise UlmfitError(f"No docstrings in {', '.join(found) or ', '.join(L(packages))}: {len(todo)} Python files were read; "
-                                   "give a folder of documented Python source, or installed packages")
+    found = _find_source(packages, path)
+    todo  = [(name, p, file) for name,p in found.items() for file in source_files(p)]
+    rows  = []
+    with _quiet_parsing():
+        for name,p,file in progress_bar(todo, leave=False) if progress else todo: rows += _file_rows(name, p, file)
+    if not rows:
+        where = ', '.join(found) or ', '.join(L(packages))
+        raise UlmfitError(f"No docstrings in {where}: {len(todo)} Python files were read; "
+                          "give a folder of documented Python source, or installed packages")
     return pd.DataFrame(rows, columns=['package', 'module', 'name', 'text'])
 
 # %% ../nbs/41_demo.ipynb #8b3ac4c5
-demo_sections = {'Parameters':'Parameters', 'Other Parameters':'Parameters', 'Returns':'Returns', 'Yields':'Returns', 'Raises':'Raises',
-                 'Notes':'Notes', 'Examples':'Examples'}
+demo_sections = {'Parameters':'Parameters', 'Other Parameters':'Parameters', 'Returns':'Returns', 'Yields':'Returns',
+                 'Raises':'Raises', 'Notes':'Notes', 'Examples':'Examples'}
 demo_classes = ['Summary', *dict.fromkeys(demo_sections.values())]
 
 _heading = re.compile(r'^([ \t]*)(\S[^\n]{0,60})\n\1(?:-{3,}|={3,}|~{3,})[ \t]*$', re.M)
@@ -127,65 +149,83 @@ def doc_sections(
     doc:str, # A docstring, without its indentation
 ) -> list: # (heading, body) pairs; the heading of what comes before the first is ''
     "`doc` in its sections, underlines removed"
-    ms   = list(_heading.finditer(doc))
-    ends = [m.start() for m in ms] + [len(doc)]
-    return [('', doc[:ends[0]])] + [(m[2].strip().rstrip(':'), doc[m.end():e]) for m,e in zip(ms, ends[1:])]
+    headings = list(_heading.finditer(doc))
+    ends = [m.start() for m in headings] + [len(doc)]
+    sections = [('', doc[:ends[0]])]
+    for m,end in zip(headings, ends[1:]): sections.append((m[2].strip().rstrip(':'), doc[m.end():end]))
+    return sections
 
 # %% ../nbs/41_demo.ipynb #3ae0701a
-_other_heading = re.compile(r'(args?|arguments?|keyword arg(ument)?s|kwargs|params?|parameters?|attributes?|returns?|yields?|raises?|examples?|notes?'
-                            r'|warnings?|shape|inputs?|outputs?|references?|see also|todo|usage|example use)\s*::?$', re.I)
+_other_heading = re.compile(r'(args?|arguments?|keyword arg(ument)?s|kwargs|params?|parameters?|attributes?|returns?|yields?'
+                            r'|raises?|examples?|notes?|warnings?|shape|inputs?|outputs?|references?|see also|todo|usage'
+                            r'|example use)\s*::?$', re.I)
 _not_prose  = re.compile(r'@|\||\+[-=+]|[-=~^*#_+ ]{3,}$|\[\w+\] |[\w.]+\(.*\)( *->.*)?$')
 _list_mark  = re.compile(r'([-*•+]|#\.|\(?\w{1,2}[.)])\s+')
 
-def _indent(l): return len(l) - len(l.lstrip())
+def _indent(line): return len(line) - len(line.lstrip())
 
+def _prose_lines(body):
+    "The lines of `body` that are running text, stripped, and '' wherever a paragraph ends"
+    in_code = False   # from a prompt to the next empty line
+    margin  = None    # of a directive, or of text that ends in `::`: deeper lines belong to it
+    for line in body.expandtabs().split('\n'):
+        text = line.strip()
+        if not text:
+            in_code = False
+            yield ''
+            continue
+        if margin is not None and _indent(line)>margin: continue
+        is_directive = text.startswith('.. ')
+        in_code = in_code or text.startswith(('>>>', 'In ['))
+        is_prose_line = not (is_directive or in_code or _other_heading.match(text) or _not_prose.match(text))
+        margin = _indent(line) if is_directive or (is_prose_line and text.endswith('::')) else None
+        mark = _list_mark.match(text)
+        if not is_prose_line: yield ''
+        else: yield text[mark.end():] if mark else text
+
+# %% ../nbs/41_demo.ipynb #b57833b5
 def doc_paragraphs(
     body:str, # Text of a section
 ) -> list: # One string a paragraph
     "The running text of `body`: its paragraphs, without code, directives and tables"
-    res,cur,block,prompt = [],[],None,False   # `block`: deeper lines belong to a directive or to code
-    for l in body.expandtabs().split('\n') + ['']:
-        s = l.strip()
-        if s and block is not None and _indent(l)>block: continue
-        if s: block = None
-        if s.startswith(('>>>', 'In [')): prompt = True
-        directive = s.startswith('.. ')
-        if directive: block = _indent(l)
-        if not s or prompt or directive or _other_heading.match(s) or _not_prose.match(s):
-            if cur and res and cur[0][:1].islower(): res[-1] += ' ' + ' '.join(cur)
-            elif cur: res.append(' '.join(cur))
-            cur,prompt = [],prompt and bool(s)
+    paragraphs,lines = [],[]
+    for line in [*_prose_lines(body), '']:
+        if line:
+            lines.append(line)
             continue
-        cur.append(_list_mark.sub('', s, count=1) if _list_mark.match(s) else s)
-        if s.endswith('::'): block = _indent(l)
-    return res
+        text,lines = ' '.join(lines),[]
+        goes_on = text[:1].islower() and paragraphs   # as after a formula
+        if goes_on: paragraphs[-1] += ' ' + text
+        elif text: paragraphs.append(text)
+    return paragraphs
 
 # %% ../nbs/41_demo.ipynb #93cfae1f
-_entry_sections = {'Parameters', 'Other Parameters', 'Returns', 'Yields', 'Raises', 'Warns', 'Receives', 'Attributes'}
-_dropped        = {'See Also', 'See also', 'References', 'Reference', 'Methods', 'Authors'}
+def _description(lines): return ' '.join(doc_paragraphs(textwrap.dedent('\n'.join(lines))))
 
 def doc_entries(
     body:str, # Text of a section such as Parameters
 ) -> list: # One string an entry
     "The descriptions of the entries of `body`, without their names and types"
-    groups = []   # a line at the margin starts one
-    for l in textwrap.dedent(body.expandtabs()).strip('\n').split('\n'):
-        if not groups or (l.strip() and _indent(l)==0): groups.append([])
-        groups[-1].append(l)
-    res,plain = [],[]
+    groups = []   # of lines: one at the margin, and those indented under it
+    for line in textwrap.dedent(body.expandtabs()).strip('\n').split('\n'):
+        at_margin = line.strip() and _indent(line)==0
+        if at_margin or not groups: groups.append([])
+        groups[-1].append(line)
+    entries,sentences = [],[]   # `sentences`: lines since the last entry that are sentences, not names and types
     for first,*rest in groups:
         if any(o.strip() for o in rest):
-            res  += [' '.join(doc_paragraphs('\n'.join(plain))), ' '.join(doc_paragraphs(textwrap.dedent('\n'.join(rest))))]
-            plain = []
-        elif ' : ' not in first: plain += [first, *rest]
-    return [o for o in res + [' '.join(doc_paragraphs('\n'.join(plain)))] if o]
+            entries += [_description(sentences), _description(rest)]
+            sentences = []
+        elif ' : ' not in first: sentences += [first, *rest]
+    entries.append(_description(sentences))
+    return [o for o in entries if o]
 
 # %% ../nbs/41_demo.ipynb #1492dd53
 _field    = re.compile(r'^:\w+[^:]*: +')                          # as in :param x: text
 _citation = re.compile(r'\s*\[[\w,\s]{1,12}\]_')
-_role     = re.compile(r'(?::[\w:+-]+:)?`[~!]?([^`]*?)(?:\s*<[^`>]*>)?`_{0,2}') # `x`, :func:`~x`, :ref:`x <target>`, `x <http://...>`_
+_role     = re.compile(r'(?::[\w:+-]+:)?`[~!]?([^`]*?)(?:\s*<[^`>]*>)?`_{0,2}') # `x`, :func:`~x`, `x <http://...>`_
 _emphasis = re.compile(r'(?<![\w*])\*([^\s*](?:[^*]*[^\s*])?)\*(?![\w*])')
-_word = re.compile(r"\b[A-Za-z]?[a-z'-]+\b")
+_word     = re.compile(r"\b[A-Za-z]?[a-z'-]+\b")
 
 def plain_text(
     s:str, # A paragraph in reStructuredText
@@ -202,32 +242,40 @@ def is_prose(
     s:str, # A paragraph
 ) -> bool: # Whether it has five words, and half of it or more is words
     "Whether `s` is a sentence or more, not a formula, a row of a table or a template"
-    n,total = len(_word.findall(s)),len(s.split())
-    return total>=5 and n>=max(5, total/2) and '%(' not in s and '{' not in s
+    n_words,total = len(_word.findall(s)),len(s.split())
+    is_template = '%(' in s or '{' in s
+    return total>=5 and n_words>=max(5, total/2) and not is_template
 
 # %% ../nbs/41_demo.ipynb #acdc9af0
-def _letters(s): return ' '.join(re.findall(r'[a-z]+', s.lower()))
+_entry_sections = {'Parameters', 'Other Parameters', 'Returns', 'Yields', 'Raises', 'Warns', 'Receives', 'Attributes'}
+_list_sections  = {'See Also', 'See also', 'References', 'Reference', 'Methods', 'Authors'}
 
 def _doc_passages(doc):
-    "(text, label) of each passage in a docstring, in order"
-    secs  = doc_sections(doc)
-    known = any(h in demo_sections for h,_ in secs)
-    for h,body in secs:
-        if h in _dropped: continue
-        for i,s in enumerate((doc_entries if h in _entry_sections else doc_paragraphs)(body)):
-            s = plain_text(s)
-            if is_prose(s): yield s, demo_sections.get(h, 'Summary' if known and not h and not i else None)
+    "(text, label) of each passage in a docstring, in order; the label is None where the headings do not say what it is"
+    sections  = doc_sections(doc)
+    has_label = any(heading in demo_sections for heading,_ in sections)
+    for heading,body in sections:
+        if heading in _list_sections: continue
+        parts = doc_entries(body) if heading in _entry_sections else doc_paragraphs(body)
+        for i,part in enumerate(parts):
+            text = plain_text(part)
+            is_summary = has_label and heading=='' and i==0
+            if is_prose(text): yield text, 'Summary' if is_summary else demo_sections.get(heading)
+
+def _letters(text): return ' '.join(re.findall(r'[a-z]+', text.lower()))
 
 def passages(
     docs:pd.DataFrame, # From `docstrings`
 ) -> pd.DataFrame: # One row a passage: text, label (missing if it has none), package, module, doc_id (row of `docs`)
-    "The passages of five words or more in `docs`, no two alike, labelled with the part of the documentation they come from"
-    rows = [(*o, d.package, d.module, i) for i,d in enumerate(docs.itertuples()) for o in _doc_passages(d.text)]
-    df   = pd.DataFrame(rows, columns=['text', 'label', 'package', 'module', 'doc_id'])
-    same = df.text.map(_letters)
-    labs = df.groupby(same).label
-    df['label'] = labs.transform('first').where(labs.transform('nunique')==1)
-    return df[~same.duplicated()].reset_index(drop=True)
+    "The passages of five words or more in `docs`, no two alike, labelled with the part of the documentation they are from"
+    rows = []
+    for doc_id,doc in enumerate(docs.itertuples()):
+        for text,label in _doc_passages(doc.text): rows.append((text, label, doc.package, doc.module, doc_id))
+    df = pd.DataFrame(rows, columns=['text', 'label', 'package', 'module', 'doc_id'])
+    letters = df.text.map(_letters)
+    labels  = df.groupby(letters).label
+    df['label'] = labels.transform('first').where(labels.transform('nunique')==1)
+    return df[~letters.duplicated()].reset_index(drop=True)
 
 # %% ../nbs/41_demo.ipynb #51d02759
 def _balanced(df, n, rng):
@@ -235,6 +283,27 @@ def _balanced(df, n, rng):
     idxs = [rng.choice(df.index[df.label==c], n, replace=False) for c in demo_classes]
     return df.loc[rng.permutation(np.concatenate(idxs))]
 
+def _n_modules(counts, n):
+    "How many rows of `counts` (a module each, passages by class), from the first on, hold `n` passages of every class"
+    if not n: return 0
+    fewest = counts.cumsum().min(axis=1)   # passages of the rarest class, up to each module
+    return int((fewest<n).sum()) + 1
+
+def _split_modules(known, wanted, rng):
+    "Three lists of modules, drawn at random, of which the first hold `wanted[0]` passages of every class, and so on"
+    counts = pd.crosstab(known.module, known.label).reindex(columns=demo_classes, fill_value=0)
+    counts = counts.loc[rng.permutation(counts.index.to_numpy(dtype=object))]
+    n_test,n_valid,n_train = wanted
+    i = _n_modules(counts, n_test)
+    j = i + _n_modules(counts[i:], n_valid)
+    sides = [counts.index[:i], counts.index[i:j], counts.index[j:]]
+    if any(counts.loc[modules].sum().min()<n for modules,n in zip(sides, wanted)):
+        has = ', '.join(f'{c} {n}' for c,n in counts.sum().items())
+        raise UlmfitError(f"Too few passages for {n_train} training, {n_valid} validation and {n_test} test texts of each class "
+                          f"from different modules: there are {has} in {len(counts)} modules. Ask for fewer, or give more source")
+    return sides
+
+# %% ../nbs/41_demo.ipynb #7b2b2686
 def demo_split(
     passages:pd.DataFrame, # From `passages`
     labels:int=100,        # Labelled texts of each class to train on
@@ -246,51 +315,67 @@ def demo_split(
 
     The labelled and the test passages are balanced; the texts for the language model are the rest of all that is not in a test
     module. Raises `UlmfitError` if there are too few passages of some class."""
-    rng    = np.random.default_rng(seed)
-    known  = passages[passages.label.notna()]
-    counts = pd.crosstab(known.module, known.label).reindex(columns=demo_classes, fill_value=0)
-    counts = counts.loc[rng.permutation(counts.index.to_numpy(dtype=object))]
-    def _until(counts, n): return int((counts.cumsum().min(axis=1)<n).sum()) + 1 if n else 0
-    i = _until(counts, n_test)
-    j = i + _until(counts[i:], n_valid)
-    sides = [counts.index[:i], counts.index[i:j], counts.index[j:]]
-    if any(counts.loc[o].sum().min()<n for o,n in zip(sides, (n_test, n_valid, labels))):
-        has = ', '.join(f'{c} {n}' for c,n in counts.sum().items())
-        raise UlmfitError(f"Too few passages for {labels} training, {n_valid} validation and {n_test} test texts of each class from different modules: "
-                          f"there are {has} in {len(counts)} modules. Ask for fewer, or give more source")
-    test,valid,train = (known[known.module.isin(o)] for o in sides)
-    labelled   = pd.concat([_balanced(train, labels, rng).assign(is_valid=False), _balanced(valid, n_valid, rng).assign(is_valid=True)])
-    unlabelled = passages[~passages.module.isin(sides[0])].drop(labelled.index).text.tolist()
-    return labelled.reset_index(drop=True), _balanced(test, n_test, rng).reset_index(drop=True), unlabelled
-
-# %% ../nbs/41_demo.ipynb #2bf03feb
-def tfidf_baseline(
-    train_texts,  # Texts to train on
-    train_labels, # Their labels
-    test_texts,   # Texts to test on
-    test_labels,  # Their labels
-) -> tuple: # Fraction of the test texts that it gets wrong; its predictions, as an array
-    "Error of TF-IDF (words, and pairs of them) with logistic regression, all choices made on the training labels"
-    pipe = make_pipeline(TfidfVectorizer(ngram_range=(1,2), sublinear_tf=True, token_pattern=r'\w+|[^\w\s]'), LogisticRegression(max_iter=1000))
-    folds = min(5, int(pd.Series(list(train_labels)).value_counts().min()))
-    if folds<2: raise UlmfitError("The baseline needs two texts or more of each class, to choose its regularization by cross-validation")
-    grid = GridSearchCV(pipe, dict(tfidfvectorizer__lowercase=[True, False], logisticregression__C=[0.3, 1, 3, 10, 30]), cv=folds)
-    with threadpool_limits(1): preds = grid.fit(list(train_texts), list(train_labels)).predict(list(test_texts)) # threads only wait for each other here
-    return float((preds!=np.asarray(list(test_labels))).mean()), preds
+    rng   = np.random.default_rng(seed)
+    known = passages[passages.label.notna()]
+    sides = _split_modules(known, (n_test, n_valid, labels), rng)
+    test,valid,train = (known[known.module.isin(modules)] for modules in sides)
+    labelled = pd.concat([_balanced(train, labels, rng).assign(is_valid=False),
+                          _balanced(valid, n_valid, rng).assign(is_valid=True)])
+    test = _balanced(test, n_test, rng)
+    unlabelled = passages[~passages.module.isin(sides[0])].drop(labelled.index)
+    return labelled.reset_index(drop=True), test.reset_index(drop=True), unlabelled.text.tolist()
 
 # %% ../nbs/41_demo.ipynb #19f2d908
+def _demo_data(path, labels, seed):
+    "What `demo_split` gives for the installed packages, or for the source under `path`"
+    print('Reading docstrings ...')
+    docs  = docstrings(path=path)
+    found = passages(docs)
+    n_words = docs.text.str.split().str.len().sum()
+    print(f"{len(docs):,} docstrings, {n_words:,} words; "
+          f"{found.label.notna().sum():,} passages whose heading says what they are")
+    n_test,n_valid = (200,50) if path is None else (max(10, min(200, labels)), 10)
+    return demo_split(found, labels, n_test, n_valid, seed)
+
+def _baseline_error(labelled, test):
+    "Share of the test passages that TF-IDF and logistic regression get wrong"
+    train = labelled[~labelled.is_valid]
+    return tfidf_baseline(train.text, train.label, test.text, test.label)[0]
+
+# %% ../nbs/41_demo.ipynb #8f25b4d8
 demo_sentences = ['The tolerance for termination by the norm of the gradient.',
                   'If the input contains values that are not numbers.',
-                  'The algorithm is described in detail in the book by the same author and scales with the square of the number of samples.']
+                  'The algorithm is described in detail in the book by the same author and scales with the square of the number of '
+                  'samples.']
 
-def _bars(ax, errors):
-    "Draw the errors as bars"
+def _plot_errors(errors):
+    "The errors as bars, the baseline in grey. Returns the axes"
+    import matplotlib.pyplot as plt
+    with plt.ioff(): ax = plt.subplots(figsize=(7,2.2), layout='constrained')[1]
     colors = ['lightgray' if o.startswith('TF-IDF') else 'steelblue' for o in errors.index]
     bars = ax.barh(list(errors.index), errors.values*100, color=colors)
     ax.bar_label(bars, fmt='%.1f %%', padding=3)
     ax.invert_yaxis()
     ax.set(xlabel='test error, %', xlim=(0, max(errors.values)*118))
+    return ax
 
+def _print_results(ulmfit, errors, n_test, labels):
+    "Print the errors and three predictions"
+    print(f"\nTest error on {n_test:,} passages of other modules, {labels} labels a class:\n")
+    for k,v in errors.items(): print(f"  {k:<30}{v:7.1%}")
+    print()
+    for row in ulmfit.predict_df(demo_sentences).itertuples(): print(f"  {row.label:<11}{row.confidence:4.0%}  {row.text}")
+
+def _save_results(ulmfit, answers, errors, out):
+    "Save the errors, as JSON and as a picture, and the confusion matrix"
+    import matplotlib.pyplot as plt
+    with atomic_write(out/'errors.json') as tmp: tmp.write_text(json.dumps(dict(errors.round(4)), indent=1))
+    save_figure(_plot_errors(errors), out/'errors.png')
+    with plt.ioff(): ax = ulmfit.ensemble.plot_confusion_matrix(answers, normalize=True)
+    save_figure(ax, out/'confusion.png')
+    print(f"\nPictures: {', '.join(sorted(f.name for f in out.glob('*.png')))} in {out}")
+
+# %% ../nbs/41_demo.ipynb #bbe4c718
 def run_demo(
     labels:int=100, # Labelled passages of each class to train on
     minutes:float=5, # About how long the whole may take
@@ -298,39 +383,25 @@ def run_demo(
     out:str|Path='ulmfit-demo', # Folder for the model, the pictures and the results
     seed:int=0, # Of the split and of training
 ) -> pd.Series: # Test error of 'forward', 'backward', 'both' and the baseline
-    "All three stages on docstrings, in both directions, next to TF-IDF and logistic regression on the same labels. Raises `UlmfitError` where there is too little text"
+    """All three stages on docstrings, in both directions, next to TF-IDF and logistic regression on the same labels.
+
+    Raises `UlmfitError` where there is too little text."""
     began,out = time.time(),Path(out)
     make_dir(out)
-    print('Reading docstrings ...')
-    docs = docstrings(path=path)
-    ps   = passages(docs)
-    print(f"{len(docs):,} docstrings, {docs.text.str.split().str.len().sum():,} words; {ps.label.notna().sum():,} passages whose heading says what they are")
-    n_test,n_valid = (200,50) if path is None else (max(10, min(200, labels)), 10)
-    train,test,texts = demo_split(ps, labels, n_test, n_valid, seed)
-    err,_ = tfidf_baseline(train[~train.is_valid].text, train[~train.is_valid].label, test.text, test.label)
-    ulmfit = ULMFiT.from_df(train[['text','label','is_valid']], out, 'small', valid_col='is_valid', unlabelled=texts, max_vocab=5000, all_words=False, seed=seed, bs=32)
+    labelled,test,unlabelled = _demo_data(path, labels, seed)
+    baseline = _baseline_error(labelled, test)
+    ulmfit = ULMFiT.from_df(labelled[['text','label','is_valid']], out, 'small', valid_col='is_valid', unlabelled=unlabelled,
+                            max_vocab=5000, all_words=False, seed=seed, bs=32)
     print(ulmfit.dls)
     fast = has_bfloat16() # a processor that is slower needs more of the time for the rest
     cbs = bfloat16() if fast else None
     ulmfit.fit_lm(minutes=minutes*(0.25 if fast else 0.15), lr_max=0.008, drop_mult=0.1, cbs=cbs)
     ulmfit.fit_classifier(10, 0.01, drop_mult=0.8, cbs=cbs)
-    said = ulmfit.ensemble.answers(df=test)
-    errors = 1-ulmfit.validate(said)['accuracy']
-    errors['TF-IDF + logistic regression'] = err
-    _report(ulmfit, said, errors, out, labels)
-    print(f"\nIt took {(time.time()-began)/60:.1f} minutes. Next:\n  ulmfit predict {ulmfit.path/'model'} -s \"Whether to sort the result by its keys.\"")
+    answers = ulmfit.ensemble.answers(df=test)
+    errors = 1-scores(ulmfit.ensemble, answers)['accuracy']
+    errors['TF-IDF + logistic regression'] = baseline
+    _print_results(ulmfit, errors, len(test), labels)
+    _save_results(ulmfit, answers, errors, out)
+    print(f"\nIt took {(time.time()-began)/60:.1f} minutes. Next:\n"
+          f"  ulmfit predict {ulmfit.path/'model'} -s \"Whether to sort the result by its keys.\"")
     return errors
-
-def _report(ulmfit, said, errors, out, labels):
-    "Print the errors and three predictions, save the results and the pictures"
-    import matplotlib.pyplot as plt
-    print(f"\nTest error on {len(said.targs):,} passages of other modules, {labels} labels a class:\n")
-    for k,v in errors.items(): print(f"  {k:<30}{v:7.1%}")
-    print()
-    for _,r in ulmfit.predict_df(demo_sentences).iterrows(): print(f"  {r.label:<11}{r.confidence:4.0%}  {r.text}")
-    with atomic_write(out/'errors.json') as tmp: tmp.write_text(json.dumps(dict(errors.round(4)), indent=1))
-    with plt.ioff(): ax = plt.subplots(figsize=(7,2.2), layout='constrained')[1]
-    _bars(ax, errors)
-    save_figure(ax, out/'errors.png')
-    with plt.ioff(): save_figure(ulmfit.ensemble.plot_confusion_matrix(said, normalize=True), out/'confusion.png')
-    print(f"\nPictures: {', '.join(sorted(f.name for f in out.glob('*.png')))} in {out}")

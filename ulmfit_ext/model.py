@@ -175,9 +175,11 @@ class LearnerModel(TextModel):
         self.learn = learn
         self.module # raises for what is no text classifier
         data = text_setup(learn.dls)
-        self.processor,self.classes,self.backwards = data.processor,data.classes,data.backwards
+        self._processor,self.classes,self.backwards = data.processor,data.classes,data.backwards
         self.multi = data.multi or isinstance(learn.loss_func, (BCEWithLogitsLossFlat,nn.BCEWithLogitsLoss))
 
+    @property
+    def processor(self): return getattr(self.learn.dls, 'processor', None) or self._processor # fastai's own data can be given one
     @property
     def module(self): return _checked_module(self.learn)
     @property

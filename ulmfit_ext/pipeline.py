@@ -7,42 +7,42 @@ __all__ = ['ULMFiT']
 
 # %% ../nbs/40_pipeline.ipynb #d596c06e
 from fastai.text.all import *
+import hashlib
 from .callback.unfreeze import *
+from .callback.precision import *
 from .core import *
-from .text.tables import *
 from .text.tokens import *
 from .text.loaders import *
 from .data import *
-from .callback.precision import *
-from .text.corpus import *
 from .weights import *
-from .lm import *
 from .checkpoint import *
+from .lm import *
 from .classifier import *
+from .model import *
 from .ensemble import *
 from .export import *
-import hashlib,shutil,warnings
 
 # %% ../nbs/40_pipeline.ipynb #bde5f167
 _sides = {'both': ('fwd','bwd'), 'fwd': ('fwd',), 'bwd': ('bwd',)}
-_names = dict(fwd='forward', bwd='backward')
-
-def _data_key(dls):
-    "A short name for all that is learned from: tokens, vocabulary, split and labels"
-    h = hashlib.sha256(dls.ids.tobytes() + dls.offs.tobytes() + np.asarray(dls.valid_idx).tobytes())
-    h.update(json.dumps([dls.vocab, dls.y, dls.classes, dls.bs, dls.bptt, dls.clas_bs], default=str).encode())
-    return h.hexdigest()[:12]
+_ways  = dict(fwd='forward', bwd='backward')
 
 def _check(directions, config):
     if directions not in _sides: raise UlmfitError(f"directions is {directions!r}: 'both', 'fwd' or 'bwd'")
     lm_size(config)
+
+def _data_sha256(dls):
+    "The SHA-256 of what is learned from: tokens, vocabulary, split and labels"
+    h = hashlib.sha256()
+    for o in (dls.ids, dls.offs, np.asarray(dls.valid_idx)): h.update(o.tobytes())
+    h.update(json.dumps([dls.vocab, dls.y, dls.classes], default=str).encode())
+    return h.hexdigest()
 
 class ULMFiT:
     "The three stages of ULMFiT in both directions (section 3), each step kept on disk"
     def __init__(self,
         dls:UlmfitDls, # What `ulmfit_dls` made
         path='ulmfit', # Folder for everything that is made
-        pretrained=None, # What `load_lm` reads: 'small', 'wt103', or a path; None: no stage one
+        pretrained=None, # What `find_lm` finds: 'small', 'wt103', or a path; None: no stage one
         directions:str='both', # 'both', 'fwd' or 'bwd'
         config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
         bptt:int=70, # Tokens in a chunk of the classifier
@@ -50,176 +50,238 @@ class ULMFiT:
     ):
         _check(directions, config)
         store_attr(but='path')
-        self.path,self.sides,self.lms,self.learns = Path(path).expanduser(),_sides[directions],{},{}
-        self.folder = self.path/'model'
+        self.path,self.sides = Path(path).expanduser(),_sides[directions]
         make_dir(self.path)
-        self.lm_done,self._pair = {},None
-        self.base = {s: settings_key(_data_key(dls), fingerprint(pretrained, s=='bwd'), lm_size(config), seed) for s in self.sides}
+        self.folder = self.path/'model'
+        self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
+        data = dict(data_sha256=_data_sha256(dls), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
+        weights = {s: dict(pretrained_sha256=fingerprint(pretrained, s=='bwd'), sizes=lm_size(config)) for s in self.sides}
+        self.start = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # settings of all stages
 
-    def __repr__(self): return f"ULMFiT in {self.path}: {', '.join(f'{_names[s]} {k}' for k,d in (('language model', self.lms), ('classifier', self.learns)) for s in d) or 'nothing trained yet' if self.sides else self._pair}"
-
-    @classmethod
-    @delegates(ulmfit_dls, but=['df','path','seed','lang','known'])
-    def from_df(cls,
-        df, # DataFrame, or file of a table
-        path='ulmfit', # Folder for everything that is made
-        pretrained='auto', # What `load_lm` reads: 'small', 'wt103', or a path; None: no stage one; 'auto': 'small' for English at that size, else None
-        directions:str='both', # 'both', 'fwd' or 'bwd'
-        config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
-        bptt:int=70, # Tokens in a chunk
-        seed:int=42, # The split, and the random numbers of training
-        all_words:bool=True, # Make all words that the pretrained model knows part of the vocabulary?
-        lang:str=None, # spaCy's code of the language, as for `ulmfit_dls`; None: that of the pretrained model, or English
-        **kwargs
-    ):
-        "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
-        _check(directions, config)
-        path = Path(path).expanduser()
-        if pretrained=='auto': pretrained = 'small' if lang in (None,'en') and config=='small' else None
-        own = lm_processor(pretrained).tokenizer if pretrained is not None and (lm_folder(pretrained)/'config.json').exists() else None
-        if lang and own and lang!=own.lang and not isinstance(own, Pieces): warn(f"The language model in {pretrained} reads lang={own.lang!r} and the texts are read as {lang!r}: leave lang out to take its own")
-        kwargs['lang'] = lang or own or 'en'
-        if pretrained is not None:
-            known = known_words(pretrained, [s=='bwd' for s in _sides[directions]]) # says at the door what is wrong with it
-            if all_words: kwargs['known'] = known
-        make_dir(path)
-        return cls(ulmfit_dls(df, path=path, seed=seed, bptt=bptt, **kwargs), path, pretrained, directions, config, bptt, seed)
+    def __repr__(self):
+        if not self.sides: return f"ULMFiT in {self.path}: {self._ensemble}"
+        trained = [f'{_ways[s]} {what}' for what,o in (('language model', self.lms), ('classifier', self.learns)) for s in o]
+        return f"ULMFiT in {self.path}: {', '.join(trained) or 'nothing trained yet'}"
 
 # %% ../nbs/40_pipeline.ipynb #2f16ce5c
-@patch
-def _say(self:ULMFiT, what, side): print(f"{what}, {_names[side]}")
+def _start_from(pretrained, directions, config, lang):
+    "The language model to begin with, all its words, and the language to read the texts in"
+    if pretrained=='auto': pretrained = 'small' if lang in (None,'en') and config=='small' else None
+    if pretrained is None: return None,None,lang or 'en'
+    backwards = [s=='bwd' for s in _sides[directions]]
+    words = known_words(pretrained, backwards) # says at the door what is wrong with it
+    processor = find_lm(pretrained, backwards[0]).processor()
+    own = processor.tokenizer if processor else None
+    if lang and own and lang!=own.lang and not isinstance(own, Pieces):
+        warn(f"The language model in {pretrained} reads lang={own.lang!r} and the texts are read as {lang!r}: "
+             "leave lang out to take its own")
+    return pretrained,words,lang or own or 'en'
 
-@patch
-def _from_disk(self:ULMFiT, what, side, file, read):
-    "What `read` makes of a finished piece, of which `file` was written last; None where it has to be trained"
-    if file.exists():
-        try:
-            res = read()
-            self._say(f'{what} on disk', side)
-            return res
-        except UlmfitError as e: warn(f'{e}. It is trained again')
-    self._say(what, side)
+@patch(cls_method=True)
+@delegates(ulmfit_dls, but='df,path,seed,lang,known')
+def from_df(cls:ULMFiT,
+    df, # DataFrame, or file of a table
+    path='ulmfit', # Folder for everything that is made
+    pretrained='auto', # What `find_lm` finds: 'small', 'wt103', or a path; None: no stage one; 'auto': 'small' for English at that size, else None
+    directions:str='both', # 'both', 'fwd' or 'bwd'
+    config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
+    bptt:int=70, # Tokens in a chunk
+    seed:int=42, # The split, and the random numbers of training
+    all_words:bool=True, # Make all words that the pretrained model knows part of the vocabulary?
+    lang:str=None, # spaCy's code of the language, as for `ulmfit_dls`; None: that of the pretrained model, or English
+    **kwargs
+) -> ULMFiT:
+    "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
+    _check(directions, config)
+    path = Path(path).expanduser()
+    pretrained,words,lang = _start_from(pretrained, directions, config, lang)
+    make_dir(path)
+    dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=words if all_words else None, **kwargs)
+    return cls(dls, path, pretrained, directions, config, bptt, seed)
 
+# %% ../nbs/40_pipeline.ipynb #f14f9f27
 @patch
 def _can_train(self:ULMFiT):
-    if not self.sides: raise UlmfitError("This model was read to predict and validate with: to train, make it from its data with `ULMFiT.from_df`")
+    if self.sides: return
+    raise UlmfitError("This model was read to predict and validate with: to train, make it from its data with `ULMFiT.from_df`")
 
 @patch
 def _dls(self:ULMFiT, kind, side):
     "Loaders of one direction; they and what follows are as random as the seed says, whatever was done before"
     if self.seed is not None: set_seed(self.seed)
     dls = getattr(self.dls, f'{kind}_{side}')
-    if self.seed is not None:
-        for dl in dls.loaders:
-            with same_rng(): dl.rng = random.Random(random.randint(0, 2**32-1)) # as when it was made
+    if self.seed is None: return dls
+    for dl in dls.loaders:
+        with same_rng(): dl.rng = random.Random(random.randint(0, 2**32-1))
     return dls
 
 @patch
-@delegates(finetune_lm, but=['dls','pretrained','config','backwards'])
+def _piece(self:ULMFiT,
+    kind, # Its folder, 'lm' or 'classifier'
+    side, # 'fwd' or 'bwd'
+    settings, # From `plain_settings`
+    read, # Makes a learner from the folder of a piece
+    train, # Makes a trained learner
+    write, # Writes a learner to a folder
+):
+    "A learner: read from disk where it was trained with the same settings, else trained and saved"
+    folder,what = self.path/kind,'Language model' if kind=='lm' else 'Classifier'
+    path = find_piece(folder, side, settings)
+    if path is not None:
+        try:
+            learn = read(path)
+            print(f"{what} on disk, {_ways[side]}")
+            return learn
+        except UlmfitError as e: warn(f'{e}. It is trained again')
+    why = why_again(settings)
+    print(f"{what}, {_ways[side]}{': '+why if why else ''}")
+    learn = train()
+    save_piece(folder, side, settings, partial(write, learn))
+    save_figure(loss_curve(learn), self.path/f'{kind}_{side}.png')
+    return learn
+
+# %% ../nbs/40_pipeline.ipynb #d2f046de
+@patch
+@delegates(finetune_lm, but='dls,pretrained,config,backwards')
 def fit_lm(self:ULMFiT,
     n_epoch:int=10, # Epochs
     lr_max:float=0.004, # Peak learning rate; the paper's 0.004
     drop_mult:float=0.5, # Multiplies all dropouts
     minutes:float=None, # Train each direction for about so long instead
     clip:float=0.25, # Gradients are made no longer than this; None: left as they are
+    factor:float=2.6, # Each layer group learns this many times slower than the one above it (only with `pretrained`)
+    wd:float=None, # Weight decay; None: fastai's
+    bf16:bool=False, # Compute products in bfloat16? About twice as fast on a processor that can, or on a GPU
+    cbs=None, # More callbacks; with them it is trained again each time
     **kwargs
-) -> 'ULMFiT': # Itself
-    "Stage two: fine-tune the language model of each direction on the training texts and those without labels; the validation texts measure it. What is on disk already is read"
+) -> ULMFiT: # Itself
+    """Stage two: fine-tune the language model of each direction, or read it from disk.
+
+    It reads the training texts and those without labels; the validation texts measure it."""
     self._can_train()
-    key = settings_key(n_epoch, lr_max, drop_mult, minutes, clip, kwargs) # before anything in it is used, and changes
+    how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, **kwargs)
+    given = dict(cbs=cbs) if cbs else {}
+    settings = {s: plain_settings(**self.start[s], **how, **given) for s in self.sides}
     for side in self.sides:
-        dls,folder = self._dls('lm', side),self.path/'lm'/f"{side}-{self.base[side]}-{key}"
-        def _read(): return lm_learner(dls, self.config, drop_mult, folder, verbose=False)
-        learn = self._from_disk('Language model', side, folder/'config.json', _read)
-        if learn is None:
-            learn = finetune_lm(dls, self.pretrained, self.config, n_epoch, lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, **kwargs)
-            shutil.rmtree(folder, ignore_errors=True) # what was damaged
-            save_lm(learn, folder, pretrained=str(self.pretrained), losses=[list(map(float, o)) for o in learn.recorder.values])
-            save_figure(loss_curve(learn), self.path/f'lm_{side}.png')
-        self.lms[side],self.lm_done[side] = learn,folder.name
+        def _read(folder): return lm_learner(self._dls('lm', side), self.config, drop_mult, folder, **{**kwargs, 'verbose':False})
+        def _train(): return finetune_lm(self._dls('lm', side), self.pretrained, self.config, cbs=cbs, **how)
+        self.lms[side] = self._piece('lm', side, settings[side], _read, _train, self._write_lm)
     return self
 
-# %% ../nbs/40_pipeline.ipynb #f14f9f27
 @patch
-@delegates(ulmfit_classifier, but=['dls','encoder','bptt'])
+def _write_lm(self:ULMFiT, learn, folder):
+    losses = [list(map(float, o)) for o in learn.recorder.values]
+    save_lm(learn, folder, pretrained=str(self.pretrained), losses=losses)
+
+# %% ../nbs/40_pipeline.ipynb #376bf48a
+@patch
+@delegates(ulmfit_classifier, but='dls,encoder,bptt,path,lr,moms,wd,cbs')
 def fit_classifier(self:ULMFiT,
     n_epoch:int=8, # Epochs in all, gradual unfreezing included
     lr_max:float=0.01, # Peak learning rate of the head; the paper's 0.01
     factor:float=2.6, # Each layer group learns this many times slower than the one above it
     epochs_per_stage:int=1, # Epochs before one more group is unfrozen
-    cbs=None, # More callbacks for the fits
-    wd:float=None, # Weight decay; default: fastai's
+    cbs=None, # More callbacks for the fits; with them it is trained again each time
+    wd:float=None, # Weight decay; None: fastai's
+    bf16:bool=False, # Compute products in bfloat16? About twice as fast on a processor that can, or on a GPU
     **kwargs
-) -> 'ULMFiT': # Itself
-    "Stage three: train the classifier of each direction with `fit_gradual`. What is on disk already is read"
+) -> ULMFiT: # Itself
+    "Stage three: train the classifier of each direction with `fit_gradual`, or read it from disk"
     self._can_train()
     check_place(self.folder)
-    settings = n_epoch,lr_max,factor,epochs_per_stage,wd,kwargs,*([list(L(cbs))] if cbs else [])
-    keys = {s: settings_key(self.base[s], self.lm_done.get(s), self.bptt, *settings) for s in self.sides}
+    how = dict(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
+    own = dict(classifier_bptt=self.bptt, bf16=bf16, **how, **kwargs, **(dict(cbs=cbs) if cbs else {}))
+    settings = {s: plain_settings(**self.start[s], encoder_sha256=self._encoder_sha256(s), **own) for s in self.sides}
     for side in self.sides:
-        dls,encoder = self._dls('clas', side),self.lms.get(side, self.pretrained)
-        if side not in self.lms and (kept := sorted((self.path/'lm').glob(f'{side}-{self.base[side]}-*'))):
-            warn(f"{kept[-1]} holds a fine-tuned language model, and it is not used: call fit_lm() first with its settings, which reads it from disk")
-        kw = kwargs if encoder is not None else {**kwargs, 'config': {**lm_size(self.config), **(kwargs.get('config') or {})}}
-        learn = ulmfit_classifier(dls, encoder=encoder, bptt=self.bptt, path=self.path, **kw)
-        file  = self.path/'classifier'/f'{side}-{keys[side]}.safetensors'
-        def _read():
-            load_weights(learn.model, read_weights(file), f'the weights in {file}')
-            learn.unfreeze()
+        def _make(): return self._new_classifier(side, **kwargs)
+        def _read(path): return _load_classifier(_make(), path, side)
+        def _train():
+            learn = _make()
+            learn.fit_gradual(cbs=L(cbs) + L(bfloat16(learn.dls.device) if bf16 else None), **how)
             return learn
-        if self._from_disk('Classifier', side, file, _read) is None:
-            learn.fit_gradual(n_epoch, lr_max, factor, epochs_per_stage=epochs_per_stage, cbs=cbs, wd=wd)
-            make_dir(file.parent)
-            save_weights(learn.model, file)
-            save_figure(loss_curve(learn), self.path/f'classifier_{side}.png')
-        self.learns[side] = learn
-    self._pair = None
+        def _write(learn, folder): save_weights(learn.model, folder/f'{side}.safetensors')
+        self.learns[side] = self._piece('classifier', side, settings[side], _read, _train, _write)
+    self._ensemble = None
     self.save()
     return self
 
-# %% ../nbs/40_pipeline.ipynb #d2f046de
+def _load_classifier(learn, folder, side):
+    file = folder/f'{side}.safetensors'
+    load_weights(learn.model, read_weights(file), f'the weights in {file}')
+    learn.unfreeze() # as `fit_gradual` leaves it
+    return learn
+
+@patch
+def _new_classifier(self:ULMFiT, side, config=None, **kwargs):
+    "A classifier of one direction that is not trained yet"
+    encoder = self.lms.get(side, self.pretrained)
+    if encoder is None: config = {**lm_size(self.config), **(config or {})}
+    return ulmfit_classifier(self._dls('clas', side), config, encoder=encoder, bptt=self.bptt, path=self.path, **kwargs)
+
+# %% ../nbs/40_pipeline.ipynb #848e93f9
+@patch
+def _encoder_sha256(self:ULMFiT, side):
+    "The SHA-256 of the fine-tuned language model; None where there is none, and the pretrained one counts"
+    if side in self.lms: return fingerprint(self.lms[side])
+    start = plain_settings(**self.start[side])
+    def _is_ours(settings): return settings and all(settings.get(k)==v for k,v in start.items() if k!='objects')
+    ours = [path for path,settings in pieces(self.path/'lm', side).items() if _is_ours(settings)]
+    if ours: warn(f"{ours[-1]} holds a fine-tuned language model, and it is not used: "
+                  "call fit_lm() first with its settings, which reads it from disk")
+
+# %% ../nbs/40_pipeline.ipynb #96334c94
 @patch(as_prop=True)
 def ensemble(self:ULMFiT):
     "The classifiers of both directions as one"
-    if self._pair is None:
-        learns = [self.learns[s] for s in self.sides if s in self.learns]
-        if len(learns)<len(self.sides): raise UlmfitError("The classifier is not trained yet: call `fit_classifier()` first")
-        self._pair = BidirEnsemble(*learns)
-    return self._pair
+    if self._ensemble is None:
+        if not all(s in self.learns for s in self.sides):
+            raise UlmfitError("The classifier is not trained yet: call `fit_classifier()` first")
+        self._ensemble = BidirEnsemble(*[self.learns[s] for s in self.sides])
+    return self._ensemble
 
 @patch
-def save(self:ULMFiT, path=None):
-    "Save the trained classifier as a model folder: `path/model` unless another is given, or the folder that `load` read. Returns where"
+@delegates(BidirEnsemble.validate)
+def validate(self:ULMFiT,
+    ds_idx:int=1, # Which of the learners' sets: 0 training, 1 validation; or a table, as `df`; or `answers`
+    **kwargs
+) -> pd.DataFrame: # Rows 'forward', 'backward' and 'both', columns 'loss' and each metric
+    "Loss and metrics of the forward and the backward classifier and of both together: `BidirEnsemble.validate`"
+    return self.ensemble.validate(ds_idx, **kwargs)
+
+@patch
+def predict(self:ULMFiT,
+    text:str, # A raw text
+) -> tuple: # Its label, the label's number, and the probability of each class
+    "The label of one text: `BidirEnsemble.predict`"
+    return self.ensemble.predict(text)
+
+@patch
+def predict_df(self:ULMFiT,
+    texts, # A table with a column of raw texts, or the texts: a list, a Series, any iterable of `str`
+    text_col:str='text', # Column of the table that holds the texts
+    progress:bool=True, # Show a bar if there are many texts?
+) -> pd.DataFrame: # The table, with columns for label, confidence and each class
+    "Label, confidence and probabilities of many texts: `BidirEnsemble.predict_df`"
+    return self.ensemble.predict_df(texts, text_col, progress)
+
+# %% ../nbs/40_pipeline.ipynb #9b010b0f
+@patch
+def save(self:ULMFiT,
+    path=None, # Folder; None: `path/model`, or the folder that `load` read
+) -> Path: # The folder
+    "Save the trained classifier as a model folder"
     path = Path(path or self.folder)
     self.ensemble.save(path)
     return path
 
-# %% ../nbs/40_pipeline.ipynb #96334c94
-@patch
-@delegates(BidirEnsemble.validate)
-def validate(self:ULMFiT, *args, **kwargs):
-    "Loss and metrics of the forward and the backward classifier and of both together: `BidirEnsemble.validate`"
-    return self.ensemble.validate(*args, **kwargs)
-
-@patch
-def predict(self:ULMFiT, text):
-    "The label of one text, its index, and the probability of each class: `BidirEnsemble.predict`"
-    return self.ensemble.predict(text)
-
-@patch
-@delegates(BidirEnsemble.predict_df)
-def predict_df(self:ULMFiT, *args, **kwargs):
-    "Label, confidence and probabilities of many texts: `BidirEnsemble.predict_df`"
-    return self.ensemble.predict_df(*args, **kwargs)
-
 @patch(cls_method=True)
 def load(cls:ULMFiT,
     path, # A model folder, or the `path` of a `ULMFiT` whose classifier is trained
-):
+) -> ULMFiT:
     "Read a trained classifier, to predict and validate with. To train further, make the object from its data with `from_df`"
-    path = Path(path).expanduser()
-    res = cls.__new__(cls)
-    res.folder = path/'model' if (path/'model').is_dir() else path
-    res._pair = load_ulmfit(res.folder)
-    res.path,res.learns,res.lms,res.sides = path,{},{},()
+    res = cls.__new__(cls) # there are no data to make it from
+    res.path = Path(path).expanduser()
+    res.folder = res.path/'model' if (res.path/'model').is_dir() else res.path
+    res.sides,res.lms,res.learns = (),{},{}
+    res._ensemble = load_ulmfit(res.folder)
     return res

@@ -30,9 +30,11 @@ def is_fitting(
 
 # %% ../../nbs/01_callback.groups.ipynb #96dbf2bd
 class GivesBack(Callback):
-    "A callback that is told, by `give_back`, when its learner lets go of it: also at the end of a fit that an error or Ctrl-C ended"
+    "A callback that can undo what it changed, also after a fit that an error or Ctrl-C ended"
+    def take(self):
+        "Called once a learner has taken the callback; an exception refuses"
     def give_back(self):
-        "Undo what was changed"
+        "Undo what was changed; called before the learner lets go of the callback"
 
     @property
     def learn(self): return self.__dict__.get('_learn')
@@ -40,6 +42,16 @@ class GivesBack(Callback):
     def learn(self, learn):
         if self.learn is not None: self.give_back()
         self.__dict__['_learn'] = learn
+        if learn is None: return
+        try: self.take()
+        except BaseException:
+            self.__dict__['_learn'] = None
+            raise
+
+    @property
+    def is_first(self):
+        "Is this the first callback of its class that the learner has?"
+        return next((cb for cb in self.learn.cbs if type(cb) is type(self)), self) is self
 
 # %% ../../nbs/01_callback.groups.ipynb #90598587
 @docs
@@ -67,11 +79,14 @@ def _module_names(model, ps):
 @patch
 def show_groups(self:Learner
 ) -> pd.DataFrame: # One row a group, lowest first: group, layers, parameters, trainable, lr
-    "A table of the layer groups: what each holds, how many parameters, how many of them are trainable now, and their learning rate"
+    "A table of the layer groups: what each holds, its parameters, those of them that are trainable now, its learning rate"
     if self.opt is None: self.create_opt()
-    return pd.DataFrame([dict(group=i, layers=_module_names(self.model, ps), parameters=sum(p.numel() for p in ps),
-                              trainable=sum(p.numel() for p in ps if p.requires_grad), lr=h['lr'])
-                         for i,(ps,h) in enumerate(zip(self.opt.param_lists, self.opt.hypers))])
+    rows = []
+    for i,(ps,h) in enumerate(zip(self.opt.param_lists, self.opt.hypers)):
+        trainable = sum(p.numel() for p in ps if p.requires_grad)
+        rows.append(dict(group=i, layers=_module_names(self.model, ps), parameters=sum(p.numel() for p in ps),
+                         trainable=trainable, lr=h['lr']))
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/01_callback.groups.ipynb #624c2786
 def _is_free(pg, state):
@@ -86,7 +101,10 @@ class GroupRecorder(Callback):
     def before_fit(self):
         if is_fitting(self.learn): self.recorder.groups = []
     def after_batch(self):
-        if is_fitting(self.learn): self.recorder.groups.append(([h['lr'] for h in self.opt.hypers], [_is_free(pg, self.opt.state) for pg in self.opt.param_lists]))
+        if not is_fitting(self.learn): return
+        lrs  = [h['lr'] for h in self.opt.hypers]
+        free = [_is_free(pg, self.opt.state) for pg in self.opt.param_lists]
+        self.recorder.groups.append((lrs, free))
 
     _docs = dict(before_fit="Begin a new record", after_batch="Note the rates and which groups are trained")
 
@@ -97,14 +115,17 @@ def plot_groups(self:Recorder,
     figsize:tuple=(8,5), # Width and height, inches
 ): # Array of the two axes: the rates, the frozen spans
     "Draw the learning rate of every layer group over the last fit and, under it, when each was trained and when frozen"
-    if not getattr(self, 'groups', None): raise ValueError("No layer groups were recorded: fit with `cbs=GroupRecorder()`, `fit_stlr` or `fit_gradual`")
-    lrs,free = [np.array(o) for o in zip(*self.groups)]
+    if not getattr(self, 'groups', None):
+        raise ValueError("No layer groups were recorded: fit with `cbs=GroupRecorder()`, `fit_stlr` or `fit_gradual`")
+    lrs,free = [np.array(o) for o in zip(*self.groups)] # each (steps, groups)
     n = lrs.shape[1]
-    names,colors = names or [f'group {i}' for i in range(n)], plt.cm.viridis(np.linspace(0., 0.9, n))
+    names  = names or [f'group {i}' for i in range(n)]
+    colors = plt.cm.viridis(np.linspace(0., 0.9, n))
     fig,axs = plt.subplots(2, 1, figsize=figsize, sharex=True, height_ratios=[3,1], layout='constrained')
     for i in range(n):
         axs[0].plot(np.where(free[:,i], lrs[:,i], np.nan), color=colors[i], label=names[i])
-        axs[1].imshow(np.where(free[None,:,i,None], colors[i], (.9,.9,.9,1.)), extent=(-.5, len(lrs)-.5, i-.4, i+.4), aspect='auto', interpolation='nearest')
+        bar = np.where(free[None,:,i,None], colors[i], (.9,.9,.9,1.))
+        axs[1].imshow(bar, extent=(-.5, len(lrs)-.5, i-.4, i+.4), aspect='auto', interpolation='nearest')
     axs[0].set(ylabel='learning rate', yscale='log')
     axs[0].legend(loc='center left', bbox_to_anchor=(1, .5), reverse=True)
     axs[1].set(xlabel='step', ylim=(-.5, n-.5), yticks=range(n), yticklabels=names, title='trained (grey: frozen)')

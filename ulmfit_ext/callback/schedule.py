@@ -52,12 +52,14 @@ class STLR(Callback):
         if is_fitting(self.learn):
             self.lr_max,self.hps = [h['lr'] for h in self.opt.hypers],{'lr':[]}
             if any('lr' in getattr(cb, 'scheds', {}) for cb in self.learn.cbs):
-                warn("STLR and another scheduler both set the learning rate: fit with `fit` or `fit_stlr`, not `fit_one_cycle` and the like")
+                warn("STLR and another scheduler both set the learning rate: "
+                     "fit with `fit` or `fit_stlr`, not `fit_one_cycle` and the like")
 
     def before_batch(self):
         if not is_fitting(self.learn): return
         start,stop = _stage(self.learn)
-        pct = slanted_triangular((self.epoch-start)*self.n_iter + self.iter, (stop-start)*self.n_iter, self.cut_frac, self.ratio)
+        step = (self.epoch-start)*self.n_iter + self.iter
+        pct = slanted_triangular(step, (stop-start)*self.n_iter, self.cut_frac, self.ratio)
         self.opt.set_hyper('lr', [lr*pct for lr in self.lr_max])
 
     def after_batch(self):
@@ -94,7 +96,8 @@ class SkipTo(Callback):
 
     def after_fit(self): self._wake()
 
-    _docs = dict(before_epoch="Skip the epoch if it comes before the first to run", after_fit="Let all callbacks hear the end of the fit")
+    _docs = dict(before_epoch="Skip the epoch if it comes before the first to run",
+                 after_fit="Let all callbacks hear the end of the fit")
 
 # %% ../../nbs/02_callback.schedule.ipynb #4c945fdf
 @patch
@@ -109,20 +112,22 @@ def fit_stlr(self:Learner,
     start_epoch:int=0, # Skip the epochs before this one; the rates are those they would have been
 ):
     "Fit for `n_epoch` with slanted triangular learning rates (section 3.2)"
-    if not 0<=start_epoch<=n_epoch: raise ValueError(f"start_epoch is {start_epoch}: it must lie between 0 and n_epoch ({n_epoch})")
+    if not 0<=start_epoch<=n_epoch:
+        raise ValueError(f"start_epoch is {start_epoch}: it must lie between 0 and n_epoch ({n_epoch})")
     if start_epoch==n_epoch: return
     for p in self.model.parameters():
         if not p.requires_grad: p.grad = None # fastai would step on an old one, and decay the weight
-    cbs = L(STLR(cut_frac, ratio)) + L(cbs) + (L(SkipTo(start_epoch)) if start_epoch else L())
-    if hasattr(self, 'recorder') and not any(isinstance(cb, GroupRecorder) or cb is GroupRecorder for cb in self.cbs + cbs): cbs.append(GroupRecorder())
-    cbs = cbs.map(lambda o: o() if isinstance(o, type) else o)
+    cbs = (L(STLR(cut_frac, ratio)) + L(cbs)).map(lambda o: o() if isinstance(o, type) else o)
+    if start_epoch: cbs.append(SkipTo(start_epoch))
+    recorded = any(isinstance(cb, GroupRecorder) for cb in self.cbs + cbs)
+    if hasattr(self, 'recorder') and not recorded: cbs.append(GroupRecorder())
     try: self.fit(n_epoch, lr_max, wd=wd, cbs=cbs, reset_opt=reset_opt)
-    finally: self.remove_cbs(cbs.filter(lambda o: o in self.cbs)) # fastai leaves the others there if one of them is refused
+    finally: self.remove_cbs(cbs.filter(lambda o: o in self.cbs)) # fastai leaves the others if one of them is refused
 
-# %% ../../nbs/02_callback.schedule.ipynb #a0000026
+# %% ../../nbs/02_callback.schedule.ipynb #932cd44b
 @docs
 class TimeBudget(GivesBack):
-    "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit; for learners whose training loader is a `LMLoader`"
+    "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit"
     order,run_valid,cut,_stateattrs = STLR.order,False,None,('cut',)
     def __init__(self,
         minutes:float, # How long to train
@@ -132,32 +137,45 @@ class TimeBudget(GivesBack):
     ):
         store_attr()
 
-    def _pct(self): return (time.time()-self.began) / (60*self.minutes)
+    @property
+    def pct(self):
+        "The share of the time that is over, at most 1"
+        return min(1., (time.time()-self.began) / (60*self.minutes))
 
     def before_fit(self):
         if not is_fitting(self.learn): return
         self.give_back()
-        self.began,self.lr_max,self.hps = time.time()-self.elapsed,[h['lr'] for h in self.opt.hypers],{'lr':[]}
+        self.began = time.time()-self.elapsed
+        self.lr_max,self.hps = [h['lr'] for h in self.opt.hypers],{'lr':[]}
+
     def before_epoch(self):
-        if is_fitting(self.learn) and self._pct()>=1: raise CancelFitException
+        if is_fitting(self.learn) and self.pct==1: raise CancelFitException
+
     def before_batch(self):
         if not is_fitting(self.learn): return
-        pct = slanted_triangular(round(min(self._pct(), 1)*10000), 10000, self.cut_frac, self.ratio)
+        pct = slanted_triangular(round(self.pct*10000), 10000, self.cut_frac, self.ratio)
         self.opt.set_hyper('lr', [lr*pct for lr in self.lr_max])
+
     def after_batch(self):
         if not is_fitting(self.learn): return
         self.hps['lr'].append(self.opt.hypers[-1]['lr'])
-        if self._pct()>=1 and self.cut is None:
-            dl = self.dls.train
+        dl = self.dls.train
+        if self.pct==1 and self.cut is None and hasattr(dl, 'max_batches'):
             self.cut,dl.max_batches = (dl,dl.max_batches),self.iter+1
+
     def after_fit(self):
-        if is_fitting(self.learn): self.recorder.hps = self.hps
+        if is_fitting(self.learn) and hasattr(self.learn, 'recorder'): self.recorder.hps = self.hps
         self.give_back()
 
     def give_back(self):
-        if self.cut is not None: self.cut[0].max_batches = self.cut[1]
+        if self.cut is not None:
+            dl,max_batches = self.cut
+            dl.max_batches = max_batches
         self.cut = None
 
-    _docs = dict(give_back="The loader reads whole epochs again", before_fit="Start the clock and take each group's rate as its peak", before_epoch="End the fit once the time is up",
-                 before_batch="Set the rates to where the triangle is at this time", after_batch="Let the epoch end once the time is up",
+    _docs = dict(give_back="The loader reads whole epochs again",
+                 before_fit="Start the clock and take each group's rate as its peak",
+                 before_epoch="End the fit once the time is up",
+                 before_batch="Set the rates to where the triangle is at this time",
+                 after_batch="Let the epoch end once the time is up",
                  after_fit="Hand the record of the rates to the `Recorder`")

@@ -24,7 +24,7 @@ class Stage:
 
 # %% ../../nbs/03_callback.unfreeze.ipynb #8256b9c4
 def _stages(groups, n_epoch, epochs_per_stage):
-    "Each of `groups` for `epochs_per_stage` epochs, the last until `n_epoch`; those that `n_epoch` does not reach are left out"
+    "Each of `groups` for `epochs_per_stage` epochs, the last until `n_epoch`; those it does not reach are left out"
     if n_epoch<1:          raise ValueError(f"n_epoch is {n_epoch}: a fit has at least one epoch")
     if epochs_per_stage<1: raise ValueError(f"epochs_per_stage is {epochs_per_stage}: a stage lasts at least one epoch")
     starts = [i*epochs_per_stage for i in range(len(groups)) if i*epochs_per_stage<n_epoch]
@@ -55,11 +55,13 @@ def train_groups(
     groups, # Indices of the groups to train; all others are frozen
 ):
     "Train only the layer `groups` of `opt`: what is frozen does not move, what stays free keeps its moments"
-    for i,(pg,h) in reversed(list(enumerate(zip(opt.param_lists, opt.hypers)))): # of the groups that share a parameter the lowest has the last word
+    lists = list(enumerate(zip(opt.param_lists, opt.hypers)))
+    for i,(pg,h) in reversed(lists): # of the groups that share a parameter the lowest has the last word
         for p in pg:
             opt._set_require_grad(i in groups, p, pg, opt.state[p], h)
             if not p.requires_grad: p.grad = None
-    if getattr(opt, 'slow_weights', None) is not None: opt._copy_weights() # those of fastai's `Lookahead`, which steps on frozen ones too
+    # fastai's `Lookahead` steps on frozen weights too
+    if getattr(opt, 'slow_weights', None) is not None: opt._copy_weights()
     opt.frozen_idx = min(groups)
 
 # %% ../../nbs/03_callback.unfreeze.ipynb #79daaadb
@@ -103,10 +105,11 @@ def fit_gradual(self:Learner,
     cbs=None, # More callbacks for this fit
     start_epoch:int=0, # Skip the epochs before this one; rates and frozen groups are as they would have been
 ):
-    "Fit with gradual unfreezing, slanted triangles and discriminative rates (section 3). Warns where `n_epoch` leaves groups frozen"
+    "Fit with gradual unfreezing, slanted triangles, discriminative rates (section 3); warns where groups stay frozen"
     if self.opt is None: self.create_opt()
     n_groups = len(self.opt.hypers)
-    if n_groups==1: warn("The model is one layer group, so there is nothing to unfreeze gradually: give the learner a `splitter`")
+    if n_groups==1:
+        warn("The model is one layer group, so there is nothing to unfreeze gradually: give the learner a `splitter`")
     left = unfreezing_stages(n_groups, n_epoch, epochs_per_stage)[-1].freeze_to
     if left: warn(f"{n_epoch} epochs leave the lowest {left} of {n_groups} layer groups frozen: "
                   f"{(n_groups-1)*epochs_per_stage+1} or more train them all")

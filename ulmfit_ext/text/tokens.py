@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['special_tokens', 'UNK', 'PAD', 'unreadable', 'fix_text', 'mark_repeats', 'mark_word_repeats', 'space_slashes',
-           'single_spaces', 'mark_all_caps', 'mark_capitals', 'small_letters', 'add_bos', 'rules_of', 'Characters',
-           'Words', 'Pieces', 'as_tokenizer', 'tokenizer_from', 'TextProcessor', 'Tokens', 'read_cache', 'cache_key',
-           'tokenize_unique', 'tokenize_once']
+           'single_spaces', 'mark_all_caps', 'mark_capitals', 'add_bos', 'rules_of', 'Characters', 'Words', 'Pieces',
+           'as_tokenizer', 'tokenizer_from', 'TextProcessor', 'Tokens', 'read_cache', 'cache_key', 'tokenize_unique',
+           'tokenize_once']
 
 # %% ../../nbs/12_text.tokens.ipynb #a0000012
 import base64,functools,hashlib,html,re,warnings,zipfile,zlib
@@ -63,10 +63,6 @@ def mark_capitals(t):
     "A word that begins with a capital and has no other: `Not` is `xxmaj not`"
     return re.sub(r'(?<!\S)[A-Z][^A-Z\s]*(?!\S)', _marked('xxmaj'), t)
 
-def small_letters(t):
-    "All letters small"
-    return t.lower()
-
 def add_bos(t):
     "`xxbos` before the text"
     return f'xxbos {t.strip()}'
@@ -90,9 +86,9 @@ def rules_of(
     if code not in _unspaced: rules.append(mark_word_repeats)
     rules += [space_slashes, single_spaces]
     if code not in _caseless: rules += [mark_all_caps, mark_capitals]
-    return _chain([*rules, small_letters, add_bos])
+    return _chain([*rules, str.lower, add_bos])
 
-# %% ../../nbs/12_text.tokens.ipynb #f10ee8bf
+# %% ../../nbs/12_text.tokens.ipynb #83234dfe
 _re_marks = re.compile(f"({'|'.join(special_tokens)})")
 
 def _between_marks(t, cut):
@@ -110,12 +106,9 @@ class _Tokenizer:
         self.code = code                               # spaCy's code of the language
         self.lang = f'{code}:{way}' if way else code   # what a user passes as `lang`
         self.spaced = code not in _unspaced            # the language has spaces between words
-        self.rules  = rules_of(code)
+        self.sep = ' ' if self.spaced and not self.spelled else ''  # what stands between two tokens
+        self.rules = rules_of(code)
 
-    @property
-    def sep(self):
-        "What stands between two tokens in a text"
-        return ' ' if self.spaced and not self.spelled else ''
     @property
     def key(self):
         "A string that is another one where the tokens may be"
@@ -132,8 +125,6 @@ class _Tokenizer:
     def to_dict(self):
         "What `tokenizer_from` needs, as JSON can hold it"
         return dict(lang=self.lang)
-    def __eq__(self, other): return isinstance(other, _Tokenizer) and self.key==other.key
-    def __hash__(self): return hash(self.key)
     def __reduce__(self): return as_tokenizer, (self.lang,)
     def __repr__(self): return f'{type(self).__name__}({self.lang!r})'
 
@@ -187,8 +178,8 @@ class Words(_Tokenizer):
         super().__init__(code, segmenter)
         self.spacy = _spacy_tokenizer(code, segmenter)
         self.seen  = {}    # chunk: its tokens
-        self.chunks = type(self.spacy) is Tokenizer
-        spaced_rules = [o for o in self.spacy.rules if re.search(r'\s', o.strip())] if self.chunks else []
+        self.by_chunks = type(self.spacy) is Tokenizer # it looks at each chunk alone
+        spaced_rules = [o for o in self.spacy.rules if re.search(r'\s', o.strip())] if self.by_chunks else []
         self.whole = re.compile('|'.join(map(re.escape, spaced_rules))) if spaced_rules else None
 
     @property
@@ -197,7 +188,7 @@ class Words(_Tokenizer):
 
     def cut(self, t):
         "The tokens of a text that has been through the rules"
-        if not self.chunks: return _between_marks(t, self._ask)
+        if not self.by_chunks: return _between_marks(t, self._ask)
         if self.whole and self.whole.search(t): return self._ask(t)
         tokens,seen = [],self.seen
         for chunk in _re_chunk.findall(t):
@@ -321,10 +312,8 @@ class TextProcessor:
         self.vocab = None if vocab is None else _checked_vocab(vocab)
         if self.vocab is not None: self.o2i = {word: i for i,word in enumerate(self.vocab)}
 
-    @property
-    def lang(self): return self.tokenizer.lang
-    @property
-    def dtype(self): return np.uint16 if len(self.vocab) <= 2**16 else np.uint32
+    lang  = property(lambda self: self.tokenizer.lang)
+    dtype = property(lambda self: np.uint16 if len(self.vocab) <= 2**16 else np.uint32)
     def __repr__(self): return f'TextProcessor(lang={self.lang!r}, {len(self.vocab) if self.vocab else "no"} words)'
 
     def tokenize(self,
@@ -334,8 +323,11 @@ class TextProcessor:
         "Tokens of `texts`, in the order given"
         return list(_all_tokens(self.tokenizer, texts, progress))
 
-    def encode(self, texts, progress:bool=True) -> list:
-        "Ids of `texts`, in the order given: an array for each, forward, with 0 (`xxunk`) for a word that is not known"
+    def encode(self,
+        texts, # As for `tokenize`
+        progress:bool=True # As for `tokenize`
+    ) -> list: # An array of ids for each text, forward; 0 (`xxunk`) for a word that is not known
+        "Ids of `texts`, in the order given"
         if self.vocab is None: raise UlmfitError('this TextProcessor has no vocabulary: make it with TextProcessor(vocab, lang)')
         docs = _all_tokens(self.tokenizer, texts, progress)
         return [np.array([self.o2i.get(o, 0) for o in tokens], self.dtype) for tokens in docs]
