@@ -94,7 +94,7 @@ class Int8LSTM:
         "Raises what PyTorch does where it cannot quantize: `RuntimeError`, `NotImplementedError` or `AttributeError`"
         engine = torch.backends.quantized.engine
         onednn = 'onednn' if 'onednn' in torch.backends.quantized.supported_engines else engine
-        w_ih,w_hh,b_ih,b_hh = [w.cpu().float() for w in (w_ih,w_hh,b_ih,b_hh)]
+        w_ih,w_hh,b_ih,b_hh = [w.float().cpu().clone() for w in (w_ih,w_hh,b_ih,b_hh)] # biases are kept as they are
         self.cells = []
         for name in (engine,onednn):
             with _packing_for(name):
