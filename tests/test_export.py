@@ -7,13 +7,17 @@ import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import AWD_LSTM,BCEWithLogitsLossFlat,LabelSmoothingCrossEntropyFlat,text_classifier_learner
 from safetensors import safe_open
 from safetensors.torch import load_file,load_model
-import ulmfit_ext.export as X
+import ulmfit_ext.model as X
 from ulmfit_ext.callback.bpt3c import BPT3C
 from ulmfit_ext.classifier import ulmfit_classifier
-from ulmfit_ext.data import TextProcessor,UlmfitError,clas_dls,text_vocab,ulmfit_dls
+from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
-from ulmfit_ext.export import load_ulmfit,model_config,save_ulmfit
+from ulmfit_ext.export import load_ulmfit,save_ulmfit
+from ulmfit_ext.model import TextModel
 from ulmfit_ext.predict import Predictor
+from ulmfit_ext.text.loaders import clas_dls
+from ulmfit_ext.text.tokens import TextProcessor
 
 tiny  = dict(emb_sz=8, n_hid=12, n_layers=2)
 words = 'good fine bright bad dull poor the a film was very with plot and cast on night'.split()
@@ -25,9 +29,10 @@ def make_df(n=40, seed=0, classes=('neg','pos')):
 
 def make(path, df=None, epochs=1, drop_mult=.3, **kwargs):
     dls = ulmfit_dls(make_df() if df is None else df, path=path, seed=0, bs=8, bptt=20, min_freq=1, **kwargs)
-    ens = BidirEnsemble(*[ulmfit_classifier(o, tiny, drop_mult, bptt=20) for o in (dls.clas_fwd, dls.clas_bwd)])
-    with ens.no_bar(), ens.no_logging(): ens.fit(epochs, 0.02)
-    return ens
+    learns = [ulmfit_classifier(o, tiny, drop_mult, bptt=20) for o in (dls.clas_fwd, dls.clas_bwd)]
+    for learn in learns:
+        with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 0.02)
+    return BidirEnsemble(*learns)
 
 @pytest.fixture(scope='module')
 def ens(tmp_path_factory): return make(tmp_path_factory.mktemp('data'))
@@ -51,10 +56,10 @@ def rehash(path):
 def test_probabilities_are_exactly_the_same(ens, saved):
     loaded = load_ulmfit(saved)
     assert same(loaded, ens) and loaded.classes==ens.classes and loaded.multi==ens.multi
-    assert [p for l in loaded.learners.values() for p in l.model.state_dict()]==[p for l in ens.learners.values() for p in l.model.state_dict()]
+    for way,learn in ens.learners.items(): assert set(loaded.models[way].module.state_dict())==set(learn.model.state_dict())
     assert loaded.predict(texts[0])[0]==ens.predict(texts[0])[0]
     pd.testing.assert_frame_equal(loaded.predict_df(texts), ens.predict_df(texts))
-    with ens.no_bar(): pd.testing.assert_frame_equal(loaded.validate(df=make_df(20, 3)), ens.validate(df=make_df(20, 3)))
+    pd.testing.assert_frame_equal(loaded.validate(df=make_df(20, 3)), ens.validate(df=make_df(20, 3)))
 
 def test_again_and_again(ens, saved, tmp_path):
     again = load_ulmfit(saved).save(tmp_path/'again')
@@ -70,11 +75,12 @@ def test_in_another_process(ens, saved):
 def test_several_labels(tmp_path):
     df  = make_df().assign(label=['a;b','b','','a']*10)
     ens = make(tmp_path/'data', df, label_delim=';')
-    ens.first.loss_func = deepcopy(ens.first.loss_func)   # fastai shares one among all learners
-    ens.first.loss_func.thresh = .3
+    ens.fwd.loss_func = deepcopy(ens.fwd.loss_func)   # fastai shares one among all learners
+    ens.fwd.loss_func.thresh = .3
     loaded = load_ulmfit(save_ulmfit(ens, tmp_path/'m'))
-    assert same(loaded, ens) and loaded.multi and isinstance(loaded.fwd.loss_func, BCEWithLogitsLossFlat)
-    assert loaded.predict('good film')[0]==ens.predict('good film')[0]
+    assert same(loaded, ens) and loaded.multi and isinstance(loaded.fwd.to_learner().loss_func, BCEWithLogitsLossFlat)
+    for t in texts: assert loaded.predict(t)[0]==ens.predict(t)[0]
+    pd.testing.assert_frame_equal(loaded.validate(df=df, label_delim=';'), ens.validate(df=df))
 
 @pytest.mark.parametrize('i', [0,1])
 def test_one_direction(ens, tmp_path, i):
@@ -88,8 +94,9 @@ def test_one_direction(ens, tmp_path, i):
 def test_all_settings_come_back(ens, tmp_path, kwargs):
     one    = BidirEnsemble(ulmfit_classifier(ens.fwd.dls, **{'config':tiny, 'bptt':20, **kwargs}))
     loaded = load_ulmfit(one.save(tmp_path/'m'))
-    assert same(loaded, one) and model_config(loaded.fwd)==model_config(one.fwd)
-    assert [(type(m), m.p) for m in loaded.fwd.model.modules() if hasattr(m, 'p')]==[(type(m), m.p) for m in one.fwd.model.modules() if hasattr(m, 'p')]
+    again  = loaded.fwd.to_learner()
+    assert same(loaded, one) and same(BidirEnsemble(again), one) and TextModel.from_learner(again).config==TextModel.from_learner(one.fwd).config
+    assert [(type(m), m.p) for m in again.model.modules() if hasattr(m, 'p')]==[(type(m), m.p) for m in one.fwd.model.modules() if hasattr(m, 'p')]
 
 odd = ['a\nb', 'u\u2028v', 'q"\\,', '😀', '\ud800', ' ', '\x00', 'é', '\x85']
 def test_odd_tokens_and_classes(tmp_path):
@@ -98,14 +105,14 @@ def test_odd_tokens_and_classes(tmp_path):
     dls = clas_dls([np.arange(2, 20)]*6, [classes[i%5] for i in range(6)], [[0,1,2,3],[4,5]], proc, classes)
     one    = BidirEnsemble(ulmfit_classifier(dls, tiny))
     loaded = load_ulmfit(one.save(tmp_path/'m'))
-    assert text_vocab(loaded.fwd.dls)==proc.vocab and loaded.classes==classes and same(loaded, one)
+    assert loaded.fwd.processor.vocab==proc.vocab and loaded.classes==classes and same(loaded, one)
 
 def test_int8(ens, saved):
     small = load_ulmfit(saved, quantize=True)
     a,b = small.get_preds(texts=texts)[0],ens.get_preds(texts=texts)[0]
     assert 0<(a-b).abs().max()<.02 and one_device(small)=='cpu'
 
-def one_device(ens): return next(ens.first.model.parameters()).device.type
+def one_device(ens): return next(ens.fwd.module.parameters()).device.type
 
 def test_device(saved):
     assert one_device(load_ulmfit(saved, device='cpu'))=='cpu'
@@ -113,10 +120,12 @@ def test_device(saved):
 
 def test_train_on(ens, saved, tmp_path):
     loaded = load_ulmfit(saved)
-    dls = ulmfit_dls(make_df(40, 5), path=tmp_path, vocab=text_vocab(loaded.fwd.dls), seed=0, bs=8)
-    loaded.fwd.dls,loaded.bwd.dls = dls.clas_fwd,dls.clas_bwd
-    with loaded.no_bar(), loaded.no_logging(): loaded.fit(1, .02)
-    assert not same(loaded, ens) and len(loaded.validate())==3
+    dls = ulmfit_dls(make_df(40, 5), path=tmp_path, vocab=loaded.fwd.processor.vocab, seed=0, bs=8)
+    more = BidirEnsemble(loaded.fwd.to_learner(dls.clas_fwd), loaded.bwd.to_learner(dls.clas_bwd))
+    assert same(more, ens)
+    for learn in more.learners.values():
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, .02)
+    assert not same(more, ens) and len(more.validate())==3 and same(loaded, ens)
 
 def test_nothing_to_validate(saved):
     for f in ('validate','get_preds','show_results'):
@@ -180,7 +189,7 @@ def test_a_save_that_fails_changes_nothing(ens, model, tmp_path, err, where):
 
 def test_killed_while_saving(saved, tmp_path):
     model = shutil.copytree(saved, tmp_path/'model')
-    code = ("import os,sys; import ulmfit_ext.export as X; e = X.load_ulmfit(sys.argv[1])\n"
+    code = ("import os,sys; import ulmfit_ext.model as X; from ulmfit_ext.export import load_ulmfit; e = load_ulmfit(sys.argv[1])\n"
             "def die(p): os.kill(os.getpid(), 9)\n"
             "X._sha256 = die; e.save(sys.argv[1])")
     assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(model)], capture_output=True, env=env).returncode==-9
@@ -260,7 +269,7 @@ def test_what_cannot_be_saved(ens, tmp_path):
     from fastai.text.all import TextDataLoaders
     plain = text_classifier_learner(TextDataLoaders.from_df(make_df(), text_col='text', label_col='label', num_workers=0), AWD_LSTM, config=tiny, pretrained=False)
     with raises('no `TextProcessor`'): BidirEnsemble(plain).save(tmp_path/'m')
-    plain.dls.processor = TextProcessor(text_vocab(plain.dls))
+    plain.dls.processor = TextProcessor(list(plain.dls.vocab[0]))
     one = BidirEnsemble(plain)
     assert same(load_ulmfit(one.save(tmp_path/'m')), one)
     head = text_classifier_learner(ens.fwd.dls, AWD_LSTM, config=tiny, pretrained=False)
@@ -271,17 +280,17 @@ def test_what_cannot_be_saved(ens, tmp_path):
 def test_thresholds_of_other_types(tmp_path, thresh):
     df = make_df()
     ens = make(tmp_path, df.assign(label=[[o] for o in df.label]))
-    ens.first.loss_func = deepcopy(ens.first.loss_func)
-    ens.first.loss_func.thresh = thresh
+    ens.fwd.loss_func = deepcopy(ens.fwd.loss_func)
+    ens.fwd.loss_func.thresh = thresh
     new = load_ulmfit(ens.save(tmp_path/'m'))
-    assert torch.equal(torch.as_tensor(new.first.loss_func.thresh), torch.as_tensor(thresh)) and same(ens, new)
+    assert torch.equal(torch.as_tensor(new.fwd.to_learner().loss_func.thresh), torch.as_tensor(thresh)) and same(ens, new)
     assert list(new.predict_df(texts[:2]).label)==list(ens.predict_df(texts[:2]).label)
 
 def test_a_loss_that_is_not_saved_whole(ens, tmp_path, recwarn):
     ens.save(tmp_path/'a')
     assert not [o for o in recwarn if 'Of the loss' in str(o.message)]
-    was = ens.first.loss_func
+    was = ens.fwd.loss_func
     try:
-        ens.first.loss_func = LabelSmoothingCrossEntropyFlat()
+        ens.fwd.loss_func = LabelSmoothingCrossEntropyFlat()
         with pytest.warns(UserWarning, match='LabelSmoothingCrossEntropyFlat, only the kind is saved'): ens.save(tmp_path/'b')
-    finally: ens.first.loss_func = was
+    finally: ens.fwd.loss_func = was

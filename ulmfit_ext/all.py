@@ -26,6 +26,7 @@ from .weights import *
 from .checkpoint import *
 from .lm import *
 from .classifier import *
+from .model import *
 from .predict import *
 from .ensemble import *
 from .export import *

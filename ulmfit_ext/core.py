@@ -162,3 +162,10 @@ def save_figure(
     import matplotlib.pyplot as plt
     with atomic_write(path) as tmp: ax.figure.savefig(tmp, format='png', dpi=110)
     plt.close(ax.figure)
+
+# %% ../nbs/10_core.ipynb #49de7cb6
+def patch(f):
+    "Make `f` a method of the class that its first parameter is annotated with; a class method where that parameter is called `cls`"
+    name,cls = next(iter(f.__annotations__.items()))
+    f.__qualname__ = f'{cls.__name__}.{f.__name__}'
+    setattr(cls, f.__name__, classmethod(f) if name=='cls' else f)
