@@ -407,8 +407,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ulmfit_ext.checkpoint': { 'ulmfit_ext.checkpoint.Checkpoints': ('checkpoint.html#checkpoints', 'ulmfit_ext/checkpoint.py'),
                                        'ulmfit_ext.checkpoint.Checkpoints.__init__': ( 'checkpoint.html#checkpoints.__init__',
                                                                                        'ulmfit_ext/checkpoint.py'),
-                                       'ulmfit_ext.checkpoint.Checkpoints._raise_not_finite': ( 'checkpoint.html#checkpoints._raise_not_finite',
-                                                                                                'ulmfit_ext/checkpoint.py'),
                                        'ulmfit_ext.checkpoint.Checkpoints.after_batch': ( 'checkpoint.html#checkpoints.after_batch',
                                                                                           'ulmfit_ext/checkpoint.py'),
                                        'ulmfit_ext.checkpoint.Checkpoints.after_epoch': ( 'checkpoint.html#checkpoints.after_epoch',
