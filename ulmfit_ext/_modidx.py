@@ -205,6 +205,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'ulmfit_ext/callback/loss.py'),
                                           'ulmfit_ext.callback.loss._RecordsByTexts.after_loss': ( 'callback.loss.html#_recordsbytexts.after_loss',
                                                                                                    'ulmfit_ext/callback/loss.py'),
+                                          'ulmfit_ext.callback.loss._RecordsByTexts.forget': ( 'callback.loss.html#_recordsbytexts.forget',
+                                                                                               'ulmfit_ext/callback/loss.py'),
                                           'ulmfit_ext.callback.loss._RecordsByTexts.metrics_now': ( 'callback.loss.html#_recordsbytexts.metrics_now',
                                                                                                     'ulmfit_ext/callback/loss.py'),
                                           'ulmfit_ext.callback.loss._RecordsByTexts.pass_over': ( 'callback.loss.html#_recordsbytexts.pass_over',
