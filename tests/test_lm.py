@@ -489,7 +489,8 @@ def test_checkpoints_stay_out_of_a_validation_in_between(tmp_path, quiet):
     "A callback that validates after each part changes nothing: all parts are read, and the best weights are kept"
     class Nosy(Callback):
         def after_epoch(self):
-            if is_fitting(self.learn): self.learn.validate()
+            if is_fitting(self.learn):
+                for i in (0,1,0): self.learn.validate(i)
     texts = table(200).text.tolist()
     plain,nosy = [pretrain_lm(texts, tmp_path/o, **kw, cbs=cb) for o,cb in (('plain',None), ('nosy',Nosy()))]
     for (k,a),b in zip(plain.model.state_dict().items(), nosy.model.state_dict().values(), strict=True): assert torch.equal(a, b), k

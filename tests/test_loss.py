@@ -100,9 +100,18 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return g*2*ctx.saved_tensors[0]/ctx.saved_tensors[0].numel()
 
-@pytest.mark.parametrize('f', [CrossEntropyLossFlat(weight=class_weight), CrossEntropyLossFlat(ignore_index=n_vocab-300), CrossEntropyLossFlat(reduction='sum'),
-                               CrossEntropyLossFlat(label_smoothing=0.1), CrossEntropyLossFlat(weight=class_weight, label_smoothing=0.2, ignore_index=11)])
+kinds = [CrossEntropyLossFlat(weight=class_weight), CrossEntropyLossFlat(ignore_index=n_vocab-300), CrossEntropyLossFlat(reduction='sum'),
+         CrossEntropyLossFlat(label_smoothing=0.1), CrossEntropyLossFlat(weight=class_weight, label_smoothing=0.2, ignore_index=11)]
+
+@pytest.mark.parametrize('f', kinds)
 def test_kinds_of_cross_entropy(way, f): same_step(lm, 1e-6, loss_func=f)
+
+@pytest.mark.parametrize('f', kinds)
+def test_validation_of_kinds(f):
+    learn = lm(metrics=[accuracy, Perplexity()])
+    learn.loss_func = f
+    want = learn.validate()
+    with learn.added_cbs(LinearCrossEntropy(3*20*n_vocab)): np.testing.assert_allclose(learn.validate(), want, rtol=1e-5)
 
 @pytest.mark.parametrize('f', [LabelSmoothingCrossEntropyFlat(), FocalLossFlat(), Penalised(), lambda p,t: Product.apply(p)],
                          ids=['label smoothing','focal','own','autograd function'])
@@ -172,10 +181,10 @@ def of_functions(inp, targ): return torch.stack([F.log_softmax(inp, 2).mean(), (
 def by_block(inp, targ): return F.cross_entropy(inp.view(-1, inp.shape[-1]), targ.view(-1))
 
 @pytest.mark.parametrize('train_metrics', [False, True])
-def test_metrics(way, train_metrics):
+@pytest.mark.parametrize('more', [[], [own_metric, of_functions, by_block, F1Score(average='macro'), CohenKappa()]], ids=['by texts','all logits'])
+def test_metrics(way, train_metrics, more):
     def fit(*cbs):
-        mets = [accuracy, error_rate, Perplexity(), partial(top_k_accuracy, k=3), own_metric, of_functions, by_block, F1Score(average='macro'), CohenKappa()]
-        learn = lm(metrics=mets, opt_func=SGD)
+        learn = lm(metrics=[accuracy, error_rate, Perplexity(), partial(top_k_accuracy, k=3), *more], opt_func=SGD)
         learn.recorder.train_metrics = train_metrics
         set_seed(0)
         with learn.no_logging(): learn.fit(2, 2., cbs=cbs)

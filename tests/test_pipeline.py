@@ -130,10 +130,11 @@ def test_a_piece_that_is_damaged_is_trained_again_and_is_what_it_was(make, capsy
 
 def test_other_data_or_weights_are_another_piece(make, df, tmp_path, capsys):
     "Another text, another label, another encoder that lies under the same name"
-    make().fit_lm(1).fit_classifier(1)
-    for other in (df.assign(text=df.text.str.replace('cat','dog')), df.assign(label=df.label.map(dict(pos='neg', neg='pos'))[::-1].tolist())):
-        ULMFiT.from_df(other, tmp_path/'u', None, 'fwd', size, bs=8, min_freq=1, seed=1).fit_lm(1).fit_classifier(1)
+    df = df.assign(is_valid=df.index%4==0)
+    others = [df, df.assign(text=df.text.str.replace('cat','dog')), df.assign(label=df.label.map(dict(pos='neg', neg='pos'))), df.assign(is_valid=df.index%4==1)]
+    for o in others: ULMFiT.from_df(o, tmp_path/'u', None, 'fwd', size, bs=8, min_freq=1, seed=1, valid_col='is_valid').fit_lm(1).fit_classifier(1)
     assert 'on disk' not in capsys.readouterr().out
+    make().fit_lm(1).fit_classifier(1)
     u = make()
     u.fit_lm(1)
     u.lms['fwd'].model[0].encoder.weight.data.add_(1)
