@@ -7,7 +7,7 @@ import numpy as np, pandas as pd, pytest, torch
 from fastai.text.all import AWD_LSTM,BCEWithLogitsLossFlat,LabelSmoothingCrossEntropyFlat,text_classifier_learner
 from safetensors import safe_open
 from safetensors.torch import load_file,load_model
-import ulmfit_ext.model as X
+import ulmfit_ext.folder as X
 from ulmfit_ext.callback.bpt3c import BPT3C
 from ulmfit_ext.classifier import ulmfit_classifier
 from ulmfit_ext.core import UlmfitError
@@ -189,7 +189,7 @@ def test_a_save_that_fails_changes_nothing(ens, model, tmp_path, err, where):
 
 def test_killed_while_saving(saved, tmp_path):
     model = shutil.copytree(saved, tmp_path/'model')
-    code = ("import os,sys; import ulmfit_ext.model as X; from ulmfit_ext.export import load_ulmfit; e = load_ulmfit(sys.argv[1])\n"
+    code = ("import os,sys; import ulmfit_ext.folder as X; from ulmfit_ext.export import load_ulmfit; e = load_ulmfit(sys.argv[1])\n"
             "def die(p): os.kill(os.getpid(), 9)\n"
             "X._sha256 = die; e.save(sys.argv[1])")
     assert subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(model)], capture_output=True, env=env).returncode==-9

@@ -1,9 +1,9 @@
 "TextModel: there and back between fastai, memory and a folder; no fastai where there was none"
-import copy,json,os,subprocess,sys
+import json,os,subprocess,sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import numpy as np,pandas as pd,pytest,torch
-from fastai.text.all import AWD_LSTM,Learner,TextDataLoaders,language_model_learner,text_classifier_learner
+import pytest,torch
+from fastai.text.all import AWD_LSTM,Learner,language_model_learner,text_classifier_learner
 from torch import nn
 import ulmfit_ext
 from ulmfit_ext.classifier import ulmfit_classifier

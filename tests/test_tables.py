@@ -6,7 +6,7 @@ from made_up import make_df
 from ulmfit_ext.core import UlmfitError,atomic_write
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.text.corpus import TextStream
-from ulmfit_ext.text.loaders import class_vocab
+from ulmfit_ext.text.loaders import text_setup
 from ulmfit_ext.text.tables import read_labels,read_table
 
 pytestmark = pytest.mark.usefixtures('strict_warnings')
@@ -125,7 +125,7 @@ def test_labels_become_strings(tmp_path):
     for labels,classes in (([10,2]*6, ['2','10']), ([1.,0.]*6, ['0','1']), ([True,False]*6, ['False','True']), (['b','a']*6, ['a','b']), ([' b','b ']*5+['a']*2, ['a','b']),
                            (['\ud800x\x00','y']*6, ['y','\ufffdx ']), (pd.Categorical(['u','v']*6, categories=['v','u','never']), ['u','v'])):
         d = ulmfit_dls(pd.DataFrame({'text': [f'text {i}' for i in range(12)], 'label': pd.Series(labels, dtype=object) if isinstance(labels, list) else labels}), path=tmp_path, min_freq=1, seed=0)
-        assert d.classes==classes and class_vocab(d.clas_fwd)==classes and json.loads(json.dumps(d.classes))==classes
+        assert d.classes==classes and text_setup(d.clas_fwd).classes==classes and json.loads(json.dumps(d.classes))==classes
 
 def test_missing_labels_join_the_unlabelled(df, tmp_path):
     for none in (None, float('nan'), '', ' '):

@@ -26,6 +26,8 @@ from .weights import *
 from .checkpoint import *
 from .lm import *
 from .classifier import *
+from .folder import *
+from .reader import *
 from .model import *
 from .predict import *
 from .ensemble import *

@@ -30,7 +30,8 @@ def _first_difference(a, b):
     "How the lists `a` and `b` differ, in words"
     i = next(i for i in range(max(len(a), len(b))) if a[i:i+1]!=b[i:i+1])
     def _at(o): return repr(o[i]) if i<len(o) else 'nothing'
-    return f"{len(a):,} forward and {len(b):,} backward, the first to differ is number {i}: {_at(a)} forward, {_at(b)} backward"
+    return (f"{len(a):,} forward and {len(b):,} backward, the first to differ is number {i}: "
+            f"{_at(a)} forward, {_at(b)} backward")
 
 def _columns(ds):
     "What the items of a dataset are made from, as lists, before any transform"
@@ -68,22 +69,25 @@ def check_pair(
     "Raise an `UlmfitError` that names what differs unless the models read the same texts, one forward and one backward"
     ways = fwd.direction,bwd.direction
     if ways==('backward','forward'):
-        raise UlmfitError("The learners are swapped: the first reads backward, the second forward. Give the forward one first")
+        raise UlmfitError("The learners are swapped: the first reads backward, the second forward. "
+                          "Give the forward one first")
     if ways[0]==ways[1]:
-        raise UlmfitError(f"Both learners read {ways[0]}: make one from the DataLoaders of the other direction (`.clas_fwd` and "
-                          "`.clas_bwd` of `ulmfit_dls`; in fastai `backwards=True`)")
+        raise UlmfitError(f"Both learners read {ways[0]}: make one from the DataLoaders of the other direction "
+                          "(`.clas_fwd` and `.clas_bwd` of `ulmfit_dls`; in fastai `backwards=True`)")
     vocabs = list(fwd.processor.vocab),list(bwd.processor.vocab)
     if vocabs[0]!=vocabs[1]:
-        raise UlmfitError(f"The learners have different vocabularies: {_first_difference(*vocabs)}. Make both from one `ulmfit_dls`, "
-                          "or with one `text_vocab`")
+        raise UlmfitError(f"The learners have different vocabularies: {_first_difference(*vocabs)}. "
+                          "Make both from one `ulmfit_dls`, or with one `text_vocab`")
     if fwd.classes!=bwd.classes:
-        raise UlmfitError(f"The learners have different classes: {_first_difference(fwd.classes, bwd.classes)}. Make both from the same labels")
+        raise UlmfitError(f"The learners have different classes: {_first_difference(fwd.classes, bwd.classes)}. "
+                          "Make both from the same labels")
     if fwd.multi!=bwd.multi:
         raise UlmfitError("One learner has several labels a text, the other has one: train both with the same labels and loss")
     if fwd.learn is None or bwd.learn is None: return
     other = _split_difference(fwd.learn.dls, bwd.learn.dls)
     if other:
-        raise UlmfitError(f"The learners were given different splits: {other}. Make both from one `ulmfit_dls`, or with the same `seed` or `valid_col`")
+        raise UlmfitError(f"The learners were given different splits: {other}. "
+                          "Make both from one `ulmfit_dls`, or with the same `seed` or `valid_col`")
 
 # %% ../nbs/33_ensemble.ipynb #6ba6a3e8
 def _some_numbers(module):
@@ -112,7 +116,8 @@ class BidirEnsemble:
     @property
     def multi(self): return self.first.multi
     def __repr__(self):
-        return f"BidirEnsemble ({' and '.join(self.models)}): {len(self.first.processor.vocab):,} tokens, classes {listing(self.classes, 10)}"
+        n = len(self.first.processor.vocab)
+        return f"BidirEnsemble ({' and '.join(self.models)}): {n:,} tokens, classes {listing(self.classes, 10)}"
 
     def predictor(self,
         way:str, # 'forward' or 'backward'
@@ -123,7 +128,7 @@ class BidirEnsemble:
         if res is None or before!=now: self._predictors[way] = now,(res := Predictor(self.models[way], self.quantize))
         return res
 
-# %% ../nbs/33_ensemble.ipynb #9bf2860b
+# %% ../nbs/33_ensemble.ipynb #17a7723d
 def _read_set(dl):
     "Ids of the texts of the set behind `dl`, in their order, and their targets, or None where it has none"
     items = [dl.dataset[i] for i in range(len(dl.dataset))]
@@ -139,15 +144,18 @@ def _by_way(dl, ways):
         if other: raise UlmfitError(f"dl has the key {other[0]!r}: its keys are 'forward' and 'backward'")
     elif not isinstance(dl, (tuple,list)): dl = [dl]
     if len(dl)!=len(ways):
-        raise UlmfitError(f"dl holds {len(dl)} DataLoaders for {len(ways)} directions: give dl=(forward, backward), or raw texts as texts=")
+        raise UlmfitError(f"dl holds {len(dl)} DataLoaders for {len(ways)} directions: "
+                          "give dl=(forward, backward), or raw texts as texts=")
     return dl if isinstance(dl, dict) else dict(zip(ways, dl))
 
+# %% ../nbs/33_ensemble.ipynb #4c2bf9f0
 @patch
 def _loaders(self:BidirEnsemble, ds_idx):
     "The loader of one of the learners' sets, by direction"
     learn = self.first.learn
     if learn is not None and not 0<=ds_idx<len(learn.dls.loaders):
-        raise UlmfitError(f"ds_idx is {ds_idx}: the learners have {len(learn.dls.loaders)} sets, 0 for training and 1 for validation")
+        raise UlmfitError(f"ds_idx is {ds_idx}: the learners have {len(learn.dls.loaders)} sets, "
+                          "0 for training and 1 for validation")
     if learn is None or not len(learn.dls[ds_idx].dataset):
         raise UlmfitError("The learners have no data, as after loading: give texts, or a table as df=")
     return {way: o.learn.dls[ds_idx] for way,o in self.models.items()}
@@ -166,9 +174,11 @@ def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True):
     first,*others = targs.values()
     for o in others:
         if (o is None)!=(first is None) or o is not None and not torch.equal(o, first):
-            raise UlmfitError("The directions have different targets: their DataLoaders hold different texts, or in another order")
+            raise UlmfitError("The directions have different targets: their DataLoaders hold different texts, "
+                              "or in another order")
     return outs,first
 
+# %% ../nbs/33_ensemble.ipynb #2e5fd4a3
 @patch
 def get_preds(self:BidirEnsemble,
     ds_idx:int=1, # Which of the learners' sets: 0 training, 1 validation
@@ -189,8 +199,8 @@ def _learner_scores(learn, out, targs):
     from fastai.torch_core import to_detach
     device = next(learn.model.parameters()).device # where class weights are
     loss  = learn.loss_func(out.to(device), targs.to(device))
-    batch = SimpleNamespace(pred=out, y=targs, yb=(targs,), xb=(), loss=loss, loss_func=learn.loss_func, dls=learn.dls, model=learn.model,
-                            to_detach=to_detach, training=False)
+    batch = SimpleNamespace(pred=out, y=targs, yb=(targs,), xb=(), loss=loss, loss_func=learn.loss_func, dls=learn.dls,
+                            model=learn.model, to_detach=to_detach, training=False)
     res = dict(loss=loss.item())
     for m in learn.metrics:
         m = copy(m)
@@ -225,14 +235,16 @@ def label_targets(
     def _is_missing(o): return not is_many(o) and (pd.isna(o) or not multi and not str(o).strip())
     missing = [i for i,o in enumerate(labels) if _is_missing(o)]
     if missing:
-        raise UlmfitError(f"{len(missing):,} of {len(labels):,} texts have no label, the first is number {missing[0]}: leave them out")
+        raise UlmfitError(f"{len(missing):,} of {len(labels):,} texts have no label, the first is number {missing[0]}: "
+                          "leave them out")
     if multi: rows = [[label_name(p) for p in label_parts(o, label_delim)] for o in labels]
     else:     rows = [[label_name(o.strip() if isinstance(o, str) else o)] for o in labels]
     number = {label_name(c): i for i,c in enumerate(classes)}
     new = list(dict.fromkeys(o for row in rows for o in row if o not in number))
     if new:
         hint = '. Do several stand in one string? Pass label_delim' if multi and not label_delim else ''
-        raise UlmfitError(f"{len(new)} labels are not classes of the model, the first is {new[0]!r}: the model knows {listing(classes, 20)}{hint}")
+        raise UlmfitError(f"{len(new)} labels are not classes of the model, the first is {new[0]!r}: "
+                          f"the model knows {listing(classes, 20)}{hint}")
     if not multi: return torch.tensor([number[o] for o, in rows], dtype=torch.long)
     res = torch.zeros(len(rows), len(classes))
     for i,row in enumerate(rows): res[i, [number[o] for o in row]] = 1.
@@ -250,19 +262,21 @@ def answers(self:BidirEnsemble,
     label_col:str='label', # Column of `df` that holds the labels
     label_delim:str=None, # What stands between several labels of a text in `df`; None: as in the training, or they are lists
 ) -> Answers: # `outs`, before softmax or sigmoid, by direction, and `targs`
-    "What each direction says of labelled texts. `validate` and `confusion_matrix` take this in place of the texts, which are read once then"
+    "What each direction says of labelled texts. `validate` and `confusion_matrix` take this in place of the texts"
     if isinstance(ds_idx, Answers): return ds_idx
     if not hasattr(ds_idx, '__index__'): df = ds_idx
     if df is None: outs,targs = self._outputs(ds_idx, dl)
     else:
         from ulmfit_ext.text.tables import as_frame,get_column
         if not hasattr(df, 'columns') or len(df): df = as_frame(df)
-        if label_delim is None and self.first.learn is not None: label_delim = getattr(self.first.learn.dls, 'label_delim', None)
+        if label_delim is None: label_delim = getattr(getattr(self.first.learn, 'dls', None), 'label_delim', None)
         targs  = label_targets(get_column(df, label_col, 'label_col'), self.classes, self.multi, label_delim)
         outs,_ = self._outputs(texts=get_column(df, text_col, 'text_col').tolist())
-    if targs is None or not len(targs): raise UlmfitError("There is nothing to score: the texts have no labels, or there are no texts")
+    if targs is None or not len(targs):
+        raise UlmfitError("There is nothing to score: the texts have no labels, or there are no texts")
     return Answers(outs, targs)
 
+# %% ../nbs/33_ensemble.ipynb #655d99e1
 @patch
 def validate(self:BidirEnsemble,
     ds_idx:int=1, # Which of the learners' sets: 0 training, 1 validation; or a table, as `df`; or `answers`
@@ -286,12 +300,13 @@ def predict(self:BidirEnsemble,
 ) -> tuple: # Label (with several labels a list of them), its number as a tensor (a tensor of bools), probabilities of the classes
     "The label of one text, decoded, as `Learner.predict` gives it. Raises `UlmfitError` if `text` is not a string"
     if not isinstance(text, str):
-        raise UlmfitError(f"predict takes one text, and this is a {type(text).__name__}: for many use `predict_df` or `get_preds(texts=…)`")
+        raise UlmfitError(f"predict takes one text, and this is a {type(text).__name__}: "
+                          "for many use `predict_df` or `get_preds(texts=…)`")
     probs,_ = self.get_preds(texts=[text], progress=False)
     decided = self.first.decisions(probs)
     return self.first.labels(decided)[0], decided[0], probs[0]
 
-# %% ../nbs/33_ensemble.ipynb #ae887960
+# %% ../nbs/33_ensemble.ipynb #8c5e81a3
 def _as_table(texts, text_col):
     "`texts` as a DataFrame"
     import pandas as pd
@@ -304,13 +319,15 @@ def _as_table(texts, text_col):
 def _free_name(name, taken, prefix):
     "`name`, or if it is taken `name` with `prefix`"
     if name not in taken: return name
-    if prefix+name in taken: raise UlmfitError(f"The table has columns {name!r} and {prefix+name!r} already: rename one of them")
+    if prefix+name in taken:
+        raise UlmfitError(f"The table has columns {name!r} and {prefix+name!r} already: rename one of them")
     return prefix+name
 
 def _confidence(probs, multi):
     "How sure the model is of each text (texts,): with `multi` of the least certain yes or no"
     return torch.maximum(probs, 1-probs).amin(1) if multi else probs.amax(1)
 
+# %% ../nbs/33_ensemble.ipynb #33f9a5e0
 @patch
 def predict_df(self:BidirEnsemble,
     texts, # A table with a column of raw texts, or the texts: a list, a Series, any iterable of `str`
@@ -364,7 +381,7 @@ def show_results(self:BidirEnsemble,
     for way,o in outs.items(): res[way] = _said(self.first, self.first.probabilities(o))
     return res
 
-# %% ../nbs/33_ensemble.ipynb #98e5eb38
+# %% ../nbs/33_ensemble.ipynb #13974a85
 @patch
 def confusion_matrix(self:BidirEnsemble,
     *args, # What to score, as in `validate`: nothing for the validation set, a table of labelled texts, or `answers`
@@ -372,11 +389,13 @@ def confusion_matrix(self:BidirEnsemble,
 ): # A DataFrame of counts; a row for each true class, a column for each predicted one
     "How often each class was taken for each. Raises `UlmfitError` where a text can have several labels"
     import pandas as pd
-    if self.multi: raise UlmfitError("A confusion matrix needs one label a text, and here a text can have several: see `validate`")
+    if self.multi:
+        raise UlmfitError("A confusion matrix needs one label a text, and here a text can have several: see `validate`")
     outs,targs = self.answers(*args, **kwargs)
     n,pred = len(self.classes),mean_logits(list(outs.values())).argmax(1)
     counts = torch.bincount(targs.long()*n + pred, minlength=n*n).view(n, n)
-    return pd.DataFrame(counts.numpy(), index=pd.Index(self.classes, name='actual'), columns=pd.Index(self.classes, name='predicted'))
+    actual,predicted = [pd.Index(self.classes, name=o) for o in ('actual','predicted')]
+    return pd.DataFrame(counts.numpy(), index=actual, columns=predicted)
 
 @patch
 def most_confused(self:BidirEnsemble,
@@ -386,8 +405,8 @@ def most_confused(self:BidirEnsemble,
 ) -> list: # (actual, predicted, how often), the most frequent first
     "Which classes were taken for which, most often first"
     counts = self.confusion_matrix(*args, **kwargs)
-    pairs  = [(a, p, int(counts.loc[a,p])) for a in counts.index for p in counts.columns if a!=p and counts.loc[a,p]>=min_val]
-    return sorted(pairs, key=lambda o: o[2], reverse=True)
+    pairs  = [(a, p, int(counts.loc[a,p])) for a,p in itertools.permutations(self.classes, 2)]
+    return sorted([o for o in pairs if o[2]>=min_val], key=lambda o: o[2], reverse=True)
 
 # %% ../nbs/33_ensemble.ipynb #477b917a
 def _label_axes(ax, names):

@@ -18,7 +18,7 @@ from .weights import *
 from .checkpoint import *
 from .lm import *
 from .classifier import *
-from .model import *
+from .folder import *
 from .ensemble import *
 from .export import *
 

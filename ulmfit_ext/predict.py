@@ -14,36 +14,38 @@ from .core import patch
 from .reader import *
 from .model import *
 
-# %% ../nbs/32_predict.ipynb #9a6ab951
+# %% ../nbs/32_predict.ipynb #42f997f9
 def listed_texts(
     texts, # A list, a Series, any iterable of `str`
 ) -> list:
-    "`texts` as a list. Raises `UlmfitError` for a single string, which would be read letter by letter, and for a table"
+    "`texts` as a list. Raises `UlmfitError` for a single string and for a table"
     if isinstance(texts, (str,bytes)): raise UlmfitError("texts is a single string: pass a list of texts, here [text]")
     if hasattr(texts, 'columns'): raise UlmfitError("texts is a DataFrame: pass its column of texts, as in df['text']")
     try: return list(texts)
     except TypeError as e: raise UlmfitError(f"texts is a {type(texts).__name__}: pass a list of texts") from e
 
+# %% ../nbs/32_predict.ipynb #3d65f685
 def _ticks(n, show):
-    "An iterator, to be moved on once for each of `n` texts: a bar, if it is to be shown"
+    "An iterator, to be moved on once for each of `n` texts; a bar if `show`"
     if not show: return iter(range(n))
     from fastprogress.fastprogress import progress_bar
     return iter(progress_bar(range(n), leave=False))
 
-# %% ../nbs/32_predict.ipynb #42f997f9
+# %% ../nbs/32_predict.ipynb #79c4bdb4
 class Predictor:
     "Texts to probabilities, with the tokenizer, the vocabulary and the weights of a classifier"
     def __init__(self,
         learn, # A `TextModel`, or a learner: a text classifier over `AWD_LSTM`, with `BPT3C` or without
-        quantize:bool=False, # Read with a copy whose LSTMs are in 8-bit integers, on the CPU? The copy is made here, once
+        quantize:bool=False, # Read with a copy whose LSTMs are in 8-bit integers, on the CPU?
         max_tokens:int=None, # Tokens read at a time; None: 1,536 on the CPU, 32,768 elsewhere
     ):
-        if max_tokens is not None and max_tokens<1: raise UlmfitError(f"max_tokens is {max_tokens}: at least one token is read at a time")
+        if max_tokens is not None and max_tokens<1:
+            raise UlmfitError(f"max_tokens is {max_tokens}: at least one token is read at a time")
         self.model,self.quantize,self.max_tokens = as_model(learn),quantize,max_tokens
         if not quantize: return
         with self.model.predicting() as module:
             self.reader = Reader(module[0].module.state_dict(), int8=True)
-            self.head = deepcopy(module[1].layers).cpu().float().eval()
+            self.head   = deepcopy(module[1].layers).cpu().float().eval()
 
     def __call__(self,
         texts, # Raw texts: a list, a Series, any iterable of `str`
@@ -59,28 +61,28 @@ class Predictor:
         "The model's outputs before softmax or sigmoid, for raw `texts`"
         return self.from_ids(self.model.encode(listed_texts(texts)), progress)
 
-    def from_ids(self,
-        ids:list, # Ids of each text, in the direction in which the model reads
-        progress:bool=True, # Show a bar if there is enough to do?
-    ) -> torch.Tensor: # Shape (number of texts, number of classes), on the CPU
-        "The model's outputs before softmax or sigmoid, for texts that have been encoded"
-        if self.quantize: return self._run(self.reader, self.head, ids, progress)
-        with self.model.predicting() as module:
-            return self._run(Reader(module[0].module.state_dict()), module[1].layers, ids, progress)
+# %% ../nbs/32_predict.ipynb #750db8da
+@patch
+def from_ids(self:Predictor,
+    ids:list, # Ids of each text, in the direction in which the model reads
+    progress:bool=True, # Show a bar if there is enough to do?
+) -> torch.Tensor: # Shape (number of texts, number of classes), on the CPU
+    "The model's outputs before softmax or sigmoid, for texts that have been encoded"
+    if self.quantize: return self._run(self.reader, self.head, ids, progress)
+    with self.model.predicting() as module:
+        return self._run(Reader(module[0].module.state_dict()), module[1].layers, ids, progress)
 
-# %% ../nbs/32_predict.ipynb #3d65f685
 @patch
 def _run(self:Predictor, reader, head, ids, progress):
     "Read what is not padding, and put the outputs where their texts stand"
-    docs = [torch.as_tensor(o, dtype=torch.long) for o in ids]
-    docs = [o[o!=self.model.pad_idx].as_subclass(torch.Tensor) for o in docs]
-    last = [m for m in head.modules() if isinstance(m, nn.Linear)][-1] # (n_out, n_in)
-    res  = torch.zeros(len(docs), last.out_features)
-    show = progress and self.model.shows_bars and sum(map(len, docs))>10_000
-    ticks = _ticks(len(docs), show)
+    docs  = [torch.as_tensor(o, dtype=torch.long).as_subclass(torch.Tensor) for o in ids]
+    docs  = [o[o!=self.model.pad_idx] for o in docs]
+    last  = [m for m in head.modules() if isinstance(m, nn.Linear)][-1]
+    res   = torch.zeros(len(docs), last.out_features)
+    ticks = _ticks(len(docs), progress and self.model.shows_bars and sum(map(len, docs))>10_000)
     with torch.inference_mode(), torch.autocast(last.weight.device.type, enabled=False):
-        for at,pooled in reader.pool(docs, self.max_tokens):
+        for at,pooled in reader.pool(docs, self.max_tokens): # positions, and (positions, 3*emb_sz)
             res[at.cpu()] = head(pooled.to(last.weight.dtype)).float().cpu()
             for _ in at: next(ticks)
-    for _ in ticks: pass # the bar is removed at its end
+    for _ in ticks: pass # a bar goes away at its end
     return res

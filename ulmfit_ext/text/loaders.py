@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TextToIds', 'same_rng', 'UlmfitDataLoaders', 'clas_dls', 'TokenRow', 'first_part', 'LMLoader', 'Documents', 'lm_dls',
-           'TextSetup', 'LoaderProcessor', 'text_setup', 'text_vocab', 'class_vocab', 'is_backwards', 'encode_texts',
-           'direction', 'side_of', 'empty_clas_dls', 'empty_lm_dls']
+           'TextSetup', 'LoaderProcessor', 'text_setup']
 
 # %% ../../nbs/14_text.loaders.ipynb #a000001c
 from fastai.text.all import *
@@ -409,16 +408,3 @@ def text_setup(
     texts = getattr(dls.train_ds, 'tls', [dls.train_ds])[0]
     backwards = any(getattr(f, 'name', '')=='reverse_text' for f in texts.tfms.fs)
     return TextSetup(LoaderProcessor(dls, list(vocab), backwards), classes, multi, backwards)
-
-# %% ../../nbs/14_text.loaders.ipynb #9f542c4d
-def text_vocab(dls): return list(text_setup(dls).vocab)
-def class_vocab(dls): return text_setup(dls).classes
-def is_backwards(dls): return text_setup(dls).backwards
-def encode_texts(dls, texts): return text_setup(dls).encode(texts)
-def direction(dls): return text_setup(dls).direction
-def side_of(backwards): return 'bwd' if backwards else 'fwd'
-
-def empty_clas_dls(processor, classes, backwards=False, multi=False, bs=64, bptt=70, path='.', **kwargs):
-    return clas_dls([], [], ([],[]), processor, classes, multi, backwards, bs, bptt, path, **kwargs)
-def empty_lm_dls(processor, backwards=False, bs=64, bptt=70, path='.', **kwargs):
-    return lm_dls(np.zeros(0, processor.dtype), np.array([0]), 0, processor, backwards, bs, bptt, path, **kwargs)
