@@ -496,6 +496,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ulmfit_ext.core.listing': ('core.html#listing', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.load_weights': ('core.html#load_weights', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.make_dir': ('core.html#make_dir', 'ulmfit_ext/core.py'),
+                                 'ulmfit_ext.core.no_collections': ('core.html#no_collections', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.patch': ('core.html#patch', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.read_weights': ('core.html#read_weights', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.save_figure': ('core.html#save_figure', 'ulmfit_ext/core.py'),
