@@ -324,40 +324,21 @@ class BPT3C(GivesBack):
         store_attr()
 
     def take(self): self._set_up(get_model(self.learn.model))
+    def before_fit(self):      self._all(BPT3C)[-1].take()
+    def before_validate(self): self._all(BPT3C)[-1].take()
 
     def give_back(self):
         self.means = None
         for cb in self._all(RNNRegularizer): cb.run = True
         model,others = get_model(self.learn.model),[cb for cb in self._all(BPT3C) if cb is not self]
         if _replaced(model) is None: return # the learner has another model by now
-        if others: return others[-1]._set_up(model)
+        if others: return others[-1].take()
         for i,(own,now) in enumerate(zip(_replaced(model), model)): model[i],own.training = own,now.training
-
-    def before_fit(self):      self._all(BPT3C)[-1].take()
-    def before_validate(self): self._all(BPT3C)[-1].take()
-
-    def before_batch(self):
-        for cb in self._all(RNNRegularizer): cb.run = False
-
-    def after_pred(self):
-        pred,*means = self.pred
-        if means[0] is not None: self.means,self.learn.pred = means,(pred,None,None)
-
-    def after_loss(self):
-        if self.means is None: return
-        ar,tar = self.means
-        for cb in self._all(RNNRegularizer): self.learn.loss_grad = self.loss_grad + cb.alpha*ar + cb.beta*tar
-        self.means = None
-
-    def after_cancel_batch(self): self.means = None
 
     def _all(self, kind): return [cb for cb in self.learn.cbs if isinstance(cb, kind)]
 
     _docs = dict(take="Let the learner's model read in chunks", give_back="Put the learner's own encoder and head back",
-                 before_fit="Follow the learner to another model, if it was given one", before_validate="The same, where there is no fit",
-                 before_batch="Rest `RNNRegularizer`: there is no tensor of all outputs for it",
-                 after_pred="Take the means for AR and TAR from what the model gave", after_loss="Add the AR and TAR terms",
-                 after_cancel_batch="Forget the means")
+                 before_fit="Follow the learner to another model, if it was given one", before_validate="The same, where there is no fit")
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #b5cd9f3c
 def _replaced(model):
@@ -374,3 +355,28 @@ def _set_up(self:BPT3C, model):
         model[0].own = own
         for new,old in zip(model, own): new.training = old.training
     for o in ('bptt','max_len','checkpoint','cross'): setattr(model[0], o, getattr(self, o))
+
+# %% ../../nbs/04_callback.bpt3c.ipynb #9933cd84
+@patch
+def before_batch(self:BPT3C):
+    "Rest `RNNRegularizer`: there is no tensor of all outputs for it"
+    for cb in self._all(RNNRegularizer): cb.run = False
+
+@patch
+def after_pred(self:BPT3C):
+    "Take the means for AR and TAR from what the model gave; of several callbacks the first does"
+    pred,*means = self.pred
+    if means[0] is not None: self.means,self.learn.pred = means,(pred,None,None)
+
+@patch
+def after_loss(self:BPT3C):
+    "Add AR and TAR to the loss that is differentiated"
+    if self.means is None: return
+    ar,tar = self.means
+    for cb in self._all(RNNRegularizer): self.learn.loss_grad = self.loss_grad + cb.alpha*ar + cb.beta*tar
+    self.means = None
+
+@patch
+def after_cancel_batch(self:BPT3C):
+    "Forget the means"
+    self.means = None
