@@ -98,8 +98,8 @@ class Page:
             if c.cell_type=='markdown': c.source = not_code(lambda o: re.sub(r'\]\(/([\w./-]+)\.html#([\w.-]+)\)', _link, o), c.source)
 
 # the sidebar: a section, and the pages whose names match one of its patterns
-sections = {'Start': ['00_*'], 'Callbacks': ['0[1-9]_*'], 'Texts and data': ['1*'], 'The three stages': ['2*'],
-            'Using a model': ['3*'], 'Tools': ['4*'], 'Tutorials': ['tutorials/*'], 'Experiments': ['experiments/*']}
+sections = {'Start': ['00_*'], 'Callbacks': ['0[1-9]_*'], 'Texts and data': ['1*'], 'The three stages': ['2[0-8]*'],
+            'Using a model': ['29_*', '3*'], 'Tools': ['4*'], 'Tutorials': ['tutorials/*'], 'Experiments': ['experiments/*']}
 
 def section_of(name):
     "The first section that the page `name` belongs to"

@@ -428,6 +428,20 @@ def test_validation_batches_that_are_cancelled(event, order):
     learn.remove_cb(SkipOdd)
     np.testing.assert_allclose(learn.validate(), np.mean(note.got, 0), rtol=1e-5) # what comes next is measured whole
 
+@pytest.mark.parametrize('event', ['before_batch','after_pred','after_loss'])
+def test_validation_that_is_interrupted(event):
+    "The next one is measured whole, be it with all logits or without"
+    class Stop(Callback):
+        order = 100
+        def __call__(self, name):
+            if name==event and self.iter==1: raise KeyboardInterrupt
+    class Looks(Callback):
+        def after_pred(self): pass
+    want,learn = lm(metrics=[accuracy, Perplexity()]).validate(),lm(metrics=[accuracy, Perplexity()], cbs=LinearCrossEntropy(900))
+    for cbs in ([], [Looks()]):
+        with pytest.raises(KeyboardInterrupt): learn.validate(cbs=Stop())
+        np.testing.assert_allclose(learn.validate(cbs=cbs), want, rtol=1e-5)
+
 def test_not_a_language_model():
     with pytest.raises(TypeError, match='needs a language model.*Sequential of Linear|needs a language model.*RegModel'): synth_learner(cbs=LinearCrossEntropy())
     class Own(nn.Linear):

@@ -144,7 +144,7 @@ def test_ci_runs_the_readme():
 
 # The house rules: CONTRIBUTING.md tells them
 
-max_cell,max_module,max_line,long_line = 45,450,140,110 # lines of an exported cell and of a module, characters of a line
+max_cell,max_module,max_line,long_line = 45,465,140,110 # lines of an exported cell and of a module, characters of a line
 longer_modules = set() # what may be longer than `max_module`, such as 'cli.py': none so far
 
 def no(wrong):

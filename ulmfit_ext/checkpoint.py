@@ -148,38 +148,50 @@ class Checkpoints(GivesBack):
         self.loader.part  = self.at%self.n_parts, self.n_parts
         self.loader.order = [self.seed, self.at//self.n_parts] # the same order for all parts of the text
 
-    def before_train(self): self.start,self.n_tokens = time.time(),0
-    def after_batch(self):
-        if self.training: self.n_tokens += self.xb[0].numel()
-    def after_train(self):
-        self.tokens_s = round(self.n_tokens/(time.time()-self.start))
-        self.train_loss = float(self.recorder.smooth_loss.value)
-    def after_validate(self):
-        if is_fitting(self.learn): self.valid_loss = float(self.recorder.loss.value)
-
-    def after_epoch(self):
-        if not is_fitting(self.learn) or self.valid_loss is None: return # another callback has cancelled the epoch
-        if not math.isfinite(self.valid_loss): self._raise_not_finite()
-        if self.valid_loss < self.state['best']:
-            self.state.update(best=self.valid_loss, best_epoch=self.at)
-            save_weights(self.learn.model, self.path/'best.safetensors')
-        self.state['history'].append([round(self.train_loss, 4), round(self.valid_loss, 4)])
-        self.state['tokens'] += self.n_tokens
-        self.state.update(done=self.at+1, elapsed=time.time()-self.began, learner=_learner_state(self.learn))
-        with atomic_write(self.path/'state.pt') as tmp: torch.save(self.state, tmp)
-
-    def _raise_not_finite(self):
-        kept = 'What was written before is kept' if self.done else 'Nothing was written'
-        raise UlmfitError(f"The loss is {self.valid_loss} after part {self.at+1}: a lower learning rate helps, "
-                          f"or gradients that are clipped (`clip`). {kept}")
-
     def after_fit(self):
         if is_fitting(self.learn): self.give_back()
 
     _docs = dict(give_back="Let the loader read all of the text again", before_fit="Take up what an earlier run left",
-                 before_epoch="Tell the loader which part to read, and seed what is random", before_train="Start the clock",
-                 after_batch="Count the tokens", after_train="Stop the clock and note the loss",
-                 after_validate="Note the validation loss", after_epoch="Write the checkpoint", after_fit="Leave the loader as it was")
+                 before_epoch="Tell the loader which part to read, and seed what is random",
+                 after_fit="Leave the loader as it was")
+
+# %% ../nbs/21_checkpoint.ipynb #b2100002
+@patch
+def before_train(self:Checkpoints):
+    "Start the clock"
+    self.start,self.n_tokens = time.time(),0
+
+@patch
+def after_batch(self:Checkpoints):
+    "Count the tokens"
+    if self.training: self.n_tokens += self.xb[0].numel()
+
+@patch
+def after_train(self:Checkpoints):
+    "Stop the clock and note the loss"
+    self.tokens_s   = round(self.n_tokens/(time.time()-self.start))
+    self.train_loss = float(self.recorder.smooth_loss.value)
+
+@patch
+def after_validate(self:Checkpoints):
+    "Note the validation loss"
+    if is_fitting(self.learn): self.valid_loss = float(self.recorder.loss.value)
+
+@patch
+def after_epoch(self:Checkpoints):
+    "Write the checkpoint. Raises `UlmfitError` where the loss is no number"
+    if not is_fitting(self.learn) or self.valid_loss is None: return # another callback has cancelled the epoch
+    if not math.isfinite(self.valid_loss):
+        kept = 'What was written before is kept' if self.done else 'Nothing was written'
+        raise UlmfitError(f"The loss is {self.valid_loss} after part {self.at+1}: a lower learning rate helps, "
+                          f"or gradients that are clipped (`clip`). {kept}")
+    if self.valid_loss < self.state['best']:
+        self.state.update(best=self.valid_loss, best_epoch=self.at)
+        save_weights(self.learn.model, self.path/'best.safetensors')
+    self.state['history'].append([round(self.train_loss, 4), round(self.valid_loss, 4)])
+    self.state['tokens'] += self.n_tokens
+    self.state.update(done=self.at+1, elapsed=time.time()-self.began, learner=_learner_state(self.learn))
+    with atomic_write(self.path/'state.pt') as tmp: torch.save(self.state, tmp)
 
 # %% ../nbs/21_checkpoint.ipynb #cca94731
 @patch

@@ -51,29 +51,43 @@ class VariableBPTT(GivesBack):
         dl,draws = self.dls.train,dict(p=self.p, std=self.std, min_len=self.min_len, seed=[self.seed,self.epoch])
         dl.var_len = partial(bptt_lengths, bptt=dl.seq_len, **draws)
         self.varies,self.rates,self.read = True,None,[]
-    def after_backward(self):
-        if self.varies: self.read.append(self.xb[0].shape[1])
-    def before_step(self):
-        if not self.read: return
-        self.rates = [h['lr'] for h in self.opt.hypers]
-        scale = np.mean(self.read)/self.dls.train.seq_len
-        self.opt.set_hyper('lr', [lr*scale for lr in self.rates])
-
-    def after_cancel_batch(self):
-        if self.rates is not None: self.opt.set_hyper('lr', self.rates)
-        self.rates = None
-    def after_step(self):
-        self.after_cancel_batch()
-        self.read = []
-    def after_cancel_step(self): self.after_step()
     def give_back(self):
         if self.varies: self.learn.dls.train.var_len = None
         self.varies = False
     def after_train(self): self.give_back()
     def after_fit(self):   self.give_back()
     _docs = dict(before_fit="Raise `TypeError` where the loader cannot vary its batches",
-                 before_train="Draw the lengths of the epoch's batches", after_backward="Note how long the batch was",
-                 before_step="Multiply each group's rate by the length over `bptt`",
+                 before_train="Draw the lengths of the epoch's batches",
                  give_back="The loader's batches are even again",
-                 **{f'after_{o}': "Put the rates back" for o in ('step','cancel_step','cancel_batch')},
-                 **{f'after_{o}': "Read batches of `bptt` tokens again" for o in ('train','fit')})
+                 after_train="Read batches of `bptt` tokens again", after_fit="The same, where training was cut short")
+
+# %% ../../nbs/06_callback.bptt.ipynb #b6000002
+@patch
+def after_backward(self:VariableBPTT):
+    "Note how long the batch was"
+    if self.varies: self.read.append(self.xb[0].shape[1])
+
+@patch
+def before_step(self:VariableBPTT):
+    "Multiply each group's rate by the mean length of the step's batches over `bptt`"
+    if not self.read: return
+    self.rates = [h['lr'] for h in self.opt.hypers]
+    scale = np.mean(self.read)/self.dls.train.seq_len
+    self.opt.set_hyper('lr', [lr*scale for lr in self.rates])
+
+@patch
+def after_cancel_batch(self:VariableBPTT):
+    "Put the rates back"
+    if self.rates is not None: self.opt.set_hyper('lr', self.rates)
+    self.rates = None
+
+@patch
+def after_step(self:VariableBPTT):
+    "Put the rates back, and begin a new step"
+    self.after_cancel_batch()
+    self.read = []
+
+@patch
+def after_cancel_step(self:VariableBPTT):
+    "The same"
+    self.after_step()

@@ -123,7 +123,9 @@ class _RecordsByTexts(GivesBack):
 
     def after_batch(self):
         if self.by_texts: self.pass_over(False)
-        self.by_texts,self.others = [],[]
+        self.forget()
+
+    def forget(self): self.by_texts,self.others = [],[]
 
 # %% ../../nbs/05_callback.loss.ipynb #b674d68d
 def _output_layer(learn):
@@ -160,9 +162,9 @@ class LinearCrossEntropy(_RecordsByTexts):
 
     def before_batch(self):
         self.give_back()
+        self.forget()
         if not self.is_first or len(self.yb)!=1 or not _is_cross_entropy(self.loss_func): return
-        if any(map(_sees_predictions, self.learn.cbs)): return
-        if not all(map(_needs_loss_only, self.metrics_now()[1])): return
+        if any(map(_sees_predictions, self.learn.cbs)) or not all(map(_needs_loss_only, self.metrics_now()[1])): return
         self.lent = self.model
         self.lent.forward = partial(_call_without_logits, self.lent, _output_layer(self.learn))
         self.replace_recorder()
