@@ -11,7 +11,6 @@ from functools import cached_property
 from .core import *
 from .text.tables import *
 from .text.tokens import *
-from .text.corpus import * # not used here: for those who look for it in this module, where it once was
 from .text.loaders import *
 
 # %% ../nbs/15_data.ipynb #66930569
