@@ -160,7 +160,7 @@ def row(f):
     return f
 
 modes = {'fastai': {}, **{f'checkpoint={o!r}': dict(ours=dict(checkpoint=o)) for o in (False, True, 'auto')},
-         'across borders': dict(ours=dict(checkpoint=True, cross=True))}
+         'across borders': dict(ours=dict(checkpoint=False, cross=True))}
 plain_or_kept = {k:modes[k] for k in ('fastai', 'checkpoint=False')}
 best_product = {'products': dict(side='products')}
 

@@ -1,17 +1,19 @@
-"How `BPT3C` goes backward: in any mode, with any engine, the same gradient; what is frozen or out of reach costs nothing"
-import itertools,warnings
+"How `BPT3C` goes backward: in any mode the same gradient; what is frozen or out of reach costs nothing"
+import itertools,warnings,weakref
+from copy import deepcopy
 import pytest,torch
 from fastai.text.all import *
 from ulmfit_ext.callback.bpt3c import *
-from ulmfit_ext.callback.bpt3c import _Dropped
-from ulmfit_ext.callback.lstm import *
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 lens = [50,33,32,20,7,1]
+both = pytest.mark.parametrize('ckpt', [False,True])
 
-def batch(device='cpu'):
+def batch(device='cpu', times=1):
+    "Documents of `lens` tokens, `times` as many"
     g = torch.Generator().manual_seed(0)
-    return torch.stack([F.pad(torch.randint(2, 40, (n,), generator=g), (50-n,0), value=1) for n in lens]).to(device)
+    docs = [torch.randint(2, 40, (n*times,), generator=g) for n in lens]
+    return torch.stack([F.pad(o, (50*times-len(o),0), value=1) for o in docs]).to(device)
 
 def classifier(drop_mult=1., dtype=torch.double, device='cpu', **kwargs):
     torch.manual_seed(0)
@@ -19,10 +21,10 @@ def classifier(drop_mult=1., dtype=torch.double, device='cpu', **kwargs):
     model[0],model[1] = ChunkedEncoder(model[0].module, **{**dict(bptt=8, checkpoint=False), **kwargs}),PooledClassifier(model[1].layers)
     return model.train()
 
-def gradients(model, seed=1, retain=False, amp=None, no_max=False):
+def gradients(model, seed=1, retain=False, amp=None, no_max=False, times=1):
     torch.manual_seed(seed)
     model.zero_grad()
-    x = batch(one_param(model).device)
+    x = batch(one_param(model).device, times)
     with torch.autocast(x.device.type, dtype=amp, enabled=amp is not None):
         pooled,ar,tar = model[0](x)
         if no_max: pooled = torch.cat(pooled.chunk(3, 1)[::2], 1) # which output is the highest is not smooth
@@ -35,39 +37,36 @@ def same(a, b, tol=1e-11):
         assert (x is None)==(y is None)
         if x is not None: assert torch.allclose(x, y, rtol=tol, atol=tol), (x-y).abs().max()
 
-@pytest.fixture
-def torch_layers(monkeypatch):
-    "The engine that a GPU gets, on this machine"
-    def _f(): monkeypatch.setattr(_Dropped, '_layer', staticmethod(lambda ws, bs: TorchLSTM(ws, torch.is_grad_enabled() and any(w.requires_grad for w in ws), ws[0].dtype)))
-    return _f
+@pytest.mark.parametrize('max_len', [None,1,20,33])
+def test_every_mode_has_the_same_gradient(max_len):
+    loss,grads = gradients(classifier(max_len=max_len))
+    for rows in (1,10,24,1000):
+        model = classifier(checkpoint=True, max_len=max_len)
+        model[0].rows = rows
+        again,got = gradients(model)
+        assert torch.allclose(again, loss, rtol=1e-11)
+        same(got, grads)
 
-@pytest.mark.parametrize('max_len,cross', list(itertools.product([None,1,20,33], [False,True])))
-def test_every_mode_has_the_same_gradient(max_len, cross, torch_layers):
-    res = []
-    for engine in ('steps','torch'):
-        if engine=='torch': torch_layers()
-        for ckpt,rows in itertools.product([False,True], [1,48]):
-            model = classifier(checkpoint=ckpt, max_len=max_len, cross=cross)
-            model[0].rows = rows
-            res.append(gradients(model))
-    for loss,grads in res[1:]:
-        assert torch.allclose(loss, res[0][0], rtol=1e-11)
-        same(grads, res[0][1])
-
-def test_crossing_borders_is_one_long_chunk():
-    a,b = [gradients(classifier(drop_mult=0., **o))[1] for o in (dict(bptt=8, cross=True), dict(bptt=1000))]
+@pytest.mark.parametrize('max_len', [None,1,20,33])
+def test_crossing_borders_is_one_long_chunk(max_len):
+    modes = dict(bptt=8, cross=True),dict(bptt=1000),dict(bptt=8, cross=True, checkpoint='auto')
+    a,b,c = [gradients(classifier(drop_mult=0., max_len=max_len, **o))[1] for o in modes]
     same(a, b)
-    with pytest.raises(AssertionError): same(gradients(classifier(drop_mult=0., bptt=8))[1], b)
+    same(c, b)
+    if max_len==1: return # there is no border to cross
+    with pytest.raises(AssertionError): same(gradients(classifier(drop_mult=0., max_len=max_len, bptt=8))[1], b)
 
-def test_backward_twice():
-    model = classifier()
+@both
+def test_backward_twice(ckpt):
+    model = classifier(checkpoint=ckpt)
     loss,once = gradients(model, retain=True)
     model.zero_grad()
     loss.backward()
     same([p.grad for p in model[0].parameters()], once)
 
-def test_two_batches_before_one_backward():
-    model = classifier(drop_mult=0.)
+@both
+def test_two_batches_before_one_backward(ckpt):
+    model = classifier(drop_mult=0., checkpoint=ckpt)
     x = batch()
     a,b = model[0](x[:3])[0],model[0](x[3:])[0]
     (a.sum()+b.sum()).backward()
@@ -76,95 +75,127 @@ def test_two_batches_before_one_backward():
     model[0](x)[0].sum().backward()
     same(got, [p.grad for p in model[0].parameters() if p.grad is not None])
 
-class Tapes:
-    "Notes every tape that is made, and whether it is still there"
-    def __init__(self, monkeypatch):
-        self.made,self.live,make = [],0,StepLSTM.tape
-        self.most = 0
-        import weakref
-        def _tape(layer, steps, rows):
-            res = make(layer, steps, rows)
-            self.made.append((layer.w_ih.shape[1], steps, rows))
-            self.live += 1
-            self.most = max(self.most, self.live)
-            weakref.finalize(res[1], lambda: setattr(self, 'live', self.live-1))
-            return res
-        monkeypatch.setattr(StepLSTM, 'tape', _tape)
+@both
+def test_dropout_is_drawn_once_a_document(ckpt):
+    "As many random numbers for ten times as many chunks, and none in the backward pass"
+    model,left = classifier(checkpoint=ckpt),[]
+    for times in (1,10):
+        torch.manual_seed(1)
+        out = model[0](batch(times=times))[0]
+        left.append(torch.rand(3))
+        torch.manual_seed(1)
+        out.sum().backward()
+        left.append(torch.rand(3))
+    torch.manual_seed(1)
+    assert torch.equal(left[0], left[2]) and not torch.equal(left[0], left[1])
+    assert torch.equal(left[1], left[3]) and torch.equal(left[1], torch.rand(3))
 
-@pytest.mark.parametrize('ckpt', [False,True])
-def test_memory_is_that_of_a_group(ckpt, monkeypatch):
-    tapes,model = Tapes(monkeypatch),classifier(checkpoint=ckpt, bptt=2)
+class Held:
+    "Bytes that autograd holds for the backward pass, of what is neither parameter nor held already"
+    def __init__(self, model):
+        self.params,self.held,self.most,self.now = {p.data_ptr() for p in model.parameters()},weakref.WeakValueDictionary(),0,0
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda o: o.tensor)
+
+    def pack(self, t):
+        class Box: pass # the same for all tensors that share memory
+        at = t.untyped_storage().data_ptr()
+        box = self.held.get(at)
+        if box is None and at not in self.params:
+            box,n = Box(),t.untyped_storage().nbytes()
+            self.held[at],box.storage = box,t.untyped_storage()
+            self.now += n
+            self.most = max(self.most, self.now)
+            weakref.finalize(box, lambda: setattr(self, 'now', self.now-n))
+        return SimpleNamespace(tensor=t, box=box)
+
+def held(times=1, **kwargs):
+    model = classifier(**kwargs)
     model[0].rows = 12
-    gradients(model)
-    assert all(rows<=12 for _,_,rows in tapes.made)
-    assert tapes.most==3 if ckpt else tapes.most>9 # one for each layer, or all of them
+    res = Held(model)
+    with res.hooks: loss,_ = gradients(model, times=times)
+    assert res.now==0 # whoever keeps the loss does not keep what was needed for the gradient
+    return res.most
 
+def test_memory_is_that_of_a_group():
+    "Recomputed, whatever the documents' length; kept, in proportion to it"
+    again,kept = [[held(times=o, checkpoint=c, bptt=2) for o in (1,4)] for c in (True,False)]
+    assert again[1]<1.02*again[0] and again[0]<.5*kept[0] and kept[1]>3*kept[0]
+
+@pytest.fixture
+def graphs(monkeypatch):
+    "Input size, steps and rows of each call of PyTorch's LSTM that leaves a graph"
+    seen,lstm = [],torch.lstm
+    def _lstm(x, *args):
+        res = lstm(x, *args)
+        if res[0].requires_grad: seen.append((x.shape[2], *x.shape[:2]))
+        return res
+    monkeypatch.setattr(torch, 'lstm', _lstm)
+    return seen
+
+@both
 @pytest.mark.parametrize('frozen', range(4))
-def test_frozen_layers_leave_no_tape(frozen, monkeypatch):
+def test_frozen_layers_leave_no_graph(frozen, ckpt, graphs):
     full = gradients(classifier())[1]
-    tapes,model = Tapes(monkeypatch),classifier()
-    awd,grads = model[0].module,None
+    graphs.clear()
+    model = classifier(checkpoint=ckpt)
+    awd = model[0].module
     for m in [awd.encoder, *awd.rnns][:frozen]:
         for p in m.parameters(): p.requires_grad_(False)
     got = gradients(model)[1]
-    n_in = [6,9,9]
-    assert {n for n,_,_ in tapes.made}==set(n_in[max(frozen-1, 0):]) and len({(n,s) for n,s,_ in tapes.made})>0
-    assert len(tapes.made)%(3-max(frozen-1, 0))==0
+    trained = 3-max(frozen-1, 0)
+    assert {n for n,_,_ in graphs}==set([6,9,9][-trained:]) and len(graphs)%trained==0
+    assert sum(s*r for n,s,r in graphs)<=trained*7*6*8 # each chunk once: seven of at most six rows
     for p,a,b in zip(model[0].parameters(), got, full):
         assert (a is None)==(not p.requires_grad or b is None)
         if a is not None: same([a], [b])
 
-def test_all_frozen_builds_nothing(monkeypatch):
-    tapes,model = Tapes(monkeypatch),classifier()
+@both
+def test_all_frozen_builds_nothing(ckpt, graphs):
+    model = classifier(checkpoint=ckpt)
     for p in model[0].parameters(): p.requires_grad_(False)
     pooled,ar,tar = model[0](batch())
-    assert not pooled.requires_grad and not tapes.made
+    assert not pooled.requires_grad and not graphs and ar is None and tar is None
 
-def test_only_the_embedding(monkeypatch):
+@both
+def test_only_the_embedding(ckpt):
     "As in chain-thaw: the gradient passes layers that do not train"
-    full,model = gradients(classifier())[1],classifier()
+    full,model = gradients(classifier())[1],classifier(checkpoint=ckpt)
     for p in model[0].module.rnns.parameters(): p.requires_grad_(False)
     same(gradients(model)[1][:1], full[:1])
 
-def test_out_of_reach_leaves_no_tape(monkeypatch):
-    tapes,model = Tapes(monkeypatch),classifier(max_len=10)
-    gradients(model)
-    assert sum(s*r for n,s,r in tapes.made if n==6) < 8*6*2+1 # two chunks of at most six rows, of 143 tokens in all
+@both
+def test_out_of_reach_leaves_no_graph(ckpt, graphs):
+    gradients(classifier(max_len=10, checkpoint=ckpt))
+    assert graphs and sum(s*r for n,s,r in graphs if n==6) <= 10*6 # ten tokens of six rows, of 143 tokens in all
 
 def test_auto_decides_by_length_and_budget():
     enc = classifier(checkpoint='auto')[0]
     assert not enc.recomputes(tensor([1000]*8))
-    enc.memory_budget = 1000*8*8*(6*24+24) # ids of 1,000 tokens, 8 texts, 8 bytes, six numbers a unit and one an input
-    assert not enc.recomputes(tensor([1000]*8)) and enc.recomputes(tensor([1001]*8))
+    enc.memory_budget = next(n for n in itertools.count(10**6, 10**4) if setattr(enc, 'memory_budget', n) or not enc.recomputes(tensor([1000]*8)))
+    assert enc.recomputes(tensor([1010]*8)) and enc.recomputes(tensor([8080])) and not enc.recomputes(tensor([8000]))
 
-def test_bf16_autocast():
-    a,b = [gradients(classifier(dtype=torch.float32, drop_mult=0.), amp=o, no_max=True)[1] for o in (None, torch.bfloat16)]
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='other kernels keep something else')
+def test_auto_knows_what_is_kept():
+    "Half and twice what autograd holds, on both sides of the decision"
+    model = get_text_classifier(AWD_LSTM, 40, 2, config=dict(emb_sz=60, n_hid=90, n_layers=3))
+    enc,x = ChunkedEncoder(model[0].module, 10, checkpoint=False).train(),batch(times=20)
+    seen = Held(enc)
+    with seen.hooks: enc(x)[0].sum().backward()
+    enc.checkpoint = 'auto'
+    for times,want in ((.5,True), (2,False)):
+        enc.memory_budget = times*seen.most
+        assert enc.recomputes((x!=1).sum(1)) is want
+
+@both
+def test_bf16_autocast(ckpt):
+    modes = (None,False),(torch.bfloat16,ckpt)
+    a,b = [gradients(classifier(dtype=torch.float32, drop_mult=0., checkpoint=c), amp=o, no_max=True)[1] for o,c in modes]
     for x,y in zip(a, b):
         if x is not None and x.abs().max()>0: assert y.dtype==torch.float32 and 0 < (x-y).norm()/x.norm() < .1
 
-@pytest.mark.parametrize('most,steps', [(16,4), (5,None), (None,None), (7,50)])
-def test_pool_each_in_any_order_and_reads_at_most_max_tokens(most, steps, monkeypatch):
-    enc,seen,read = classifier(dtype=torch.float32)[0].eval(),[],_Dropped.read
-    monkeypatch.setattr(_Dropped, 'read', lambda self, x, *args: (seen.append(x.numel()), read(self, x, *args))[1])
-    docs = [o[o!=1] for o in batch()]
-    want = torch.cat([enc(d[None])[0] for d in docs]).detach()
-    for order in itertools.islice(itertools.permutations(range(6)), 0, 720, 77):
-        got = torch.empty(6, 18)
-        seen.clear()
-        for i,o in enc.train(order[0]==5).pool_each([docs[j] for j in order], most, steps): got[i] = o # no dropout in training mode either
-        assert torch.allclose(got, want[list(order)], atol=1e-6)
-        assert most is None or max(seen)<=most
-    assert not list(enc.pool_each([]))
-
-def test_nothing_is_kept_after_backward():
-    "Whoever keeps the prediction does not keep gradients and layouts of matrices"
-    model = classifier(dtype=torch.float32)
-    pooled,ar,tar = model[0](batch())
-    (pooled.sum()+ar).backward()
-    for o in pooled.grad_fn.next_functions[0][0].reading.drop.layers: assert o.grad is None and not {'by_hh','by_hh_T'} & set(vars(o))
-
-def test_half_model():
-    model = classifier(dtype=torch.bfloat16)
+@both
+def test_half_model(ckpt):
+    model = classifier(dtype=torch.bfloat16, checkpoint=ckpt)
     model(batch())[0].float().sum().backward()
     assert torch.isfinite(model[0].module.encoder.weight.grad).all()
 
@@ -178,9 +209,26 @@ def test_no_documents():
     model = classifier().eval()
     assert model[0](batch()[:0])[0].shape==(0,18)
 
+def test_nan_is_not_lost():
+    pool,out = RunningPool(tensor([6]), 2),torch.zeros(3, 1, 2)
+    out[1,0,0] = math.nan
+    pool.add(out, tensor([3]), tensor([0]))
+    pool.add(torch.ones(3, 1, 2), tensor([3]), tensor([3]))
+    assert pool.concat().isnan().tolist()==[[False,False,True,False,True,False]]
+
+@both
+def test_a_model_can_be_copied_while_a_batch_is_under_way(ckpt):
+    "The module itself holds nothing of a batch"
+    model = classifier(drop_mult=0., checkpoint=ckpt)
+    with torch.no_grad(): model.reset() # fastai's `WeightDropout` holds weights that cannot be copied
+    loss,copy = model[0](batch())[0].sum(),deepcopy(model)
+    loss.backward()
+    copy[0](batch())[0].sum().backward()
+    same(*[[p.grad for p in o[0].parameters()] for o in (model,copy)])
+
 @cuda
 @pytest.mark.parametrize('amp', [None,torch.float16,torch.bfloat16])
-@pytest.mark.parametrize('ckpt,cross', list(itertools.product([False,True], [False,True])))
+@pytest.mark.parametrize('ckpt,cross', [(False,False), (True,False), (False,True)])
 def test_gpu_agrees_with_cpu(amp, ckpt, cross):
     kw = dict(dtype=torch.float32, drop_mult=0., checkpoint=ckpt, cross=cross)
     cpu,gpu = [gradients(classifier(device=o, **kw), amp=a, no_max=True)[1] for o,a in (('cpu',None), ('cuda',amp))]
@@ -191,8 +239,8 @@ def test_gpu_agrees_with_cpu(amp, ckpt, cross):
 def test_gpu_weights_are_contiguous():
     with warnings.catch_warnings():
         warnings.simplefilter('error') # cuDNN warns where it has to copy the weights together
-        gradients(classifier(dtype=torch.float32, device='cuda'))
-        gradients(classifier(dtype=torch.float32, device='cuda'), amp=torch.float16)
+        for ckpt,amp in itertools.product([False,True], [None,torch.float16]):
+            gradients(classifier(dtype=torch.float32, device='cuda', checkpoint=ckpt), amp=amp)
 
 @cuda
 @pytest.mark.parametrize('amp', [AMPMode.FP16,AMPMode.BF16])
@@ -210,16 +258,3 @@ def test_gpu_mixed_precision_fits(amp, tmp_path):
         with learn.no_bar(), learn.no_logging(): learn.fit(4, 0.01)
         first,last = learn.recorder.losses[0],learn.recorder.losses[-1]
         assert torch.isfinite(last) and last<first
-
-@pytest.mark.parametrize('often', [1, 7, 50])
-def test_remembered_words_change_nothing(often, monkeypatch):
-    enc,rng = classifier(dtype=torch.float32)[0].eval(),np.random.default_rng(0)
-    docs,got = [torch.from_numpy(2+rng.zipf(1.5, 20*i)%38) for i in range(1, 9)],[]
-    for n in (often, 10**6):
-        monkeypatch.setattr(_Dropped, 'often', n)
-        drop = _Dropped(enc.module, 8, training=False)
-        drop.remember(torch.cat(docs))
-        assert (drop.known is not None)==(n==often)
-        got.append(torch.empty(8, 18))
-        for i,o in enc.pool_each(docs, 64, 8): got[-1][i] = o
-    assert torch.allclose(*got, atol=1e-6)

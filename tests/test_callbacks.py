@@ -199,28 +199,30 @@ def test_pickles(cb):
     again = pickle.loads(pickle.dumps(cb))
     assert {k:v for k,v in vars(again).items() if k!='_state'}==vars(cb)
 
+class Terms(Callback):
+    "Notes what was added to the loss of the last batch, and the means for AR and TAR that the encoder gave"
+    order,run_valid = 99,False
+    def before_fit(self): self.hook = self.learn.model[0].register_forward_hook(lambda module, args, out: setattr(self, 'given', out[1:]))
+    def after_loss(self):
+        ar,tar = self.given
+        self.extra,self.want,self.reg = (self.loss_grad-self.loss).item(),(2*ar+tar).item(),(self.rnn.out,self.rnn.raw_out)
+    def after_fit(self): self.hook.remove()
+
 def test_bpt3c_regularizes(tmp_path):
     "AR and TAR reach the loss that is differentiated, and only that one"
-    learn = text(tmp_path, alpha=2., beta=1.)
-    class Look(Callback):
-        order,run_valid = 99,False
-        def after_loss(self): self.extra = (self.loss_grad-self.loss).item(); self.want = (2*self.rnn.out+self.rnn.raw_out).item()
-    look = Look()
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01, cbs=[BPT3C(10), look])
-    assert look.extra==pytest.approx(look.want, rel=1e-3) and look.want>0
+    learn,terms = text(tmp_path, alpha=2., beta=1.),Terms()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01, cbs=[BPT3C(10), terms])
+    assert terms.extra==pytest.approx(terms.want, rel=1e-3) and terms.want>0
+    assert terms.reg==(None,None)                                              # where fastai has outputs there are no numbers
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01)                # without BPT3C the regulariser is at work again
     assert type(learn.model[0]).__name__=='SentenceEncoder'
 
 def test_bpt3c_twice(tmp_path):
-    learn = text(tmp_path, cbs=BPT3C(10))
+    learn,terms = text(tmp_path, alpha=2., beta=1., cbs=BPT3C(10)),Terms()
     enc = learn.model[0]
-    class Look(Callback):
-        order,run_valid = 99,False
-        def after_loss(self): self.extra,self.want = (self.loss_grad-self.loss).item(),(2*self.rnn.out+self.rnn.raw_out).item()
-    look = Look()
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01, cbs=[BPT3C(7), look])
-    assert learn.model[0] is enc
-    assert look.extra==pytest.approx(look.want, rel=1e-3)                      # regularised once, not twice
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01, cbs=[BPT3C(7), terms])
+    assert learn.model[0] is enc and enc.bptt==10
+    assert terms.extra==pytest.approx(terms.want, rel=1e-3) and terms.want>0   # regularised once, not twice
 
 def test_plot_groups_needs_a_record(tmp_path):
     learn = synthetic(tmp_path)
@@ -265,6 +267,42 @@ def test_two_bpt3c_removed_in_any_order(tmp_path, first):
         learn.remove_cb(cbs[i])
         if i==first: assert learn.model[0].bptt==(6,5)[i]
     assert learn.model[0] is own[0] and learn.model[1] is own[1]
+
+@pytest.mark.parametrize('first', [0,1])
+def test_two_bpt3c_follow_a_copy(tmp_path, first):
+    "Of the model that they read: it is given back whole, each module in the mode it was in"
+    learn,cbs = text(tmp_path),[BPT3C(5), BPT3C(6)]
+    learn.add_cbs(cbs)
+    with torch.no_grad(): learn.model.reset()
+    learn.model = other = deepcopy(learn.model).train()
+    other[0].module.rnns[0].eval()
+    with learn.no_bar(): learn.validate()
+    other.train()
+    other[0].module.rnns[0].eval()
+    for i in (first, 1-first): learn.remove_cb(cbs[i])
+    assert [type(o) for o in other]==[SentenceEncoder, PoolingLinearClassifier] and other[0].training
+    assert not other[0].module.rnns[0].training and other[0].module.rnns[1].training
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01)
+
+def test_bpt3c_leaves_a_learner_that_has_another_model(tmp_path):
+    "With two, too: nothing of ours is in that model, so nothing is given back"
+    learn = text(tmp_path, cbs=[BPT3C(5), BPT3C(6)])
+    learn.model = other = nn.Linear(2, 2)
+    learn.remove_cbs([BPT3C, BPT3C])
+    assert learn.model is other and not learn._grab_cbs(BPT3C)
+
+def test_bpt3c_after_a_batch_that_was_cancelled(tmp_path):
+    "The means of a batch are not kept, so the learner can be copied and saved"
+    class Stop(Callback):
+        order = 50
+        def after_pred(self): raise CancelBatchException
+    learn = text(tmp_path, alpha=2., beta=1., cbs=BPT3C(10))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.01, cbs=Stop())
+    assert learn._grab_cbs(BPT3C)[0].means is None
+    learn.export()
+
+def test_bpt3c_refuses_to_cross_and_recompute():
+    with pytest.raises(ValueError, match='keeps all activations'): BPT3C(cross=True, checkpoint=True)
 
 def test_without_a_recorder(tmp_path):
     learn = synthetic(tmp_path)

@@ -127,9 +127,12 @@ def test_train_on(ens, saved, tmp_path):
         with learn.no_bar(), learn.no_logging(): learn.fit(1, .02)
     assert not same(more, ens) and len(more.validate())==3 and same(loaded, ens)
 
-def test_nothing_to_validate(saved):
-    for f in ('validate','get_preds','show_results'):
-        with raises('no data'): getattr(load_ulmfit(saved), f)()
+def test_nothing_to_validate(ens, saved):
+    loaded = load_ulmfit(saved)
+    for o in (loaded, BidirEnsemble(ens.fwd, loaded.bwd), BidirEnsemble(loaded.fwd.to_learner(), loaded.bwd.to_learner())):
+        assert same(o, ens)
+        for f in ('validate','get_preds','show_results'):
+            with raises('no data'): getattr(o, f)()
 
 # fastai's names, no code
 

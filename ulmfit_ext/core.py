@@ -7,7 +7,7 @@ __all__ = ['UlmfitError', 'listing', 'clean_text', 'as_text', 'as_texts', 'atomi
            'save_weights', 'read_weights', 'load_weights', 'save_figure']
 
 # %% ../nbs/10_core.ipynb #a0000003
-import os,re,uuid
+import gc,os,re,uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -162,6 +162,16 @@ def save_figure(
     import matplotlib.pyplot as plt
     with atomic_write(path) as tmp: ax.figure.savefig(tmp, format='png', dpi=110)
     plt.close(ax.figure)
+
+# %% ../nbs/10_core.ipynb #0fe8787f
+@contextmanager
+def no_collections():
+    "A context in which Python looks for no garbage"
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
 
 # %% ../nbs/10_core.ipynb #49de7cb6
 def patch(f):

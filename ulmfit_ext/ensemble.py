@@ -152,13 +152,13 @@ def _by_way(dl, ways):
 @patch
 def _loaders(self:BidirEnsemble, ds_idx):
     "The loader of one of the learners' sets, by direction"
-    learn = self.first.learn
-    if learn is not None and not 0<=ds_idx<len(learn.dls.loaders):
-        raise UlmfitError(f"ds_idx is {ds_idx}: the learners have {len(learn.dls.loaders)} sets, "
-                          "0 for training and 1 for validation")
-    if learn is None or not len(learn.dls[ds_idx].dataset):
+    dls = {way: o.learn.dls for way,o in self.models.items() if o.learn is not None}
+    n   = min((len(o.loaders) for o in dls.values()), default=0)
+    if n and not 0<=ds_idx<n:
+        raise UlmfitError(f"ds_idx is {ds_idx}: the learners have {n} sets, 0 for training and 1 for validation")
+    if len(dls)<len(self.models) or not all(len(o[ds_idx].dataset) for o in dls.values()):
         raise UlmfitError("The learners have no data, as after loading: give texts, or a table as df=")
-    return {way: o.learn.dls[ds_idx] for way,o in self.models.items()}
+    return {way: o[ds_idx] for way,o in dls.items()}
 
 @patch
 def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True):
@@ -267,8 +267,9 @@ def answers(self:BidirEnsemble,
     if not hasattr(ds_idx, '__index__'): df = ds_idx
     if df is None: outs,targs = self._outputs(ds_idx, dl)
     else:
+        import pandas as pd
         from ulmfit_ext.text.tables import as_frame,get_column
-        if not hasattr(df, 'columns') or len(df): df = as_frame(df)
+        if not isinstance(df, pd.DataFrame): df = as_frame(df)
         if label_delim is None: label_delim = getattr(getattr(self.first.learn, 'dls', None), 'label_delim', None)
         targs  = label_targets(get_column(df, label_col, 'label_col'), self.classes, self.multi, label_delim)
         outs,_ = self._outputs(texts=get_column(df, text_col, 'text_col').tolist())

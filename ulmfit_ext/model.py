@@ -10,12 +10,12 @@ import json,warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-import torch
-from torch import nn
 from .core import *
-from .core import patch
+from .core import no_collections,patch
 from .text.tokens import *
 from .folder import *
+with no_collections(): import torch
+from torch import nn
 
 # %% ../nbs/31_model.ipynb #947ad831
 class _Parts(nn.Module):
@@ -320,7 +320,7 @@ def read_models(
     path   = Path(path).expanduser()
     config = read_config(path)
     device = _as_device(device)
-    with naming_damage(path):
+    with naming_damage(path), no_collections(): # spaCy is imported here
         check_files(path, config)
         vocab = json.loads((path/'vocab.json').read_text(encoding='utf-8'))
         processor = TextProcessor.from_dict({**config['processor'], 'vocab': vocab})
