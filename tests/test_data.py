@@ -367,3 +367,10 @@ def test_interpretation(tmp_path):
         np.testing.assert_allclose(learn.validate(dl=d.test_dl(d.valid.items, with_labels=True)), learn.validate(), rtol=1e-5)
     with fails('DataFrame that has the label column'): d.test_dl(['a text'], with_labels=True)
 
+@pytest.mark.parametrize('module,names', [
+    ('data', 'UlmfitError TextProcessor read_table tokenize_once LMLoader Corpus TextStream held_out tokenize_corpus train_subwords'),
+    ('lm', 'bfloat16 Checkpoints finetune_lm load_lm match_vocab pretrain_lm save_lm TimeBudget')])
+def test_names_are_where_they_once_were(module, names):
+    "They moved to rooms of their own, and can still be imported from here"
+    import importlib
+    assert not set(names.split()) - set(dir(importlib.import_module(f'ulmfit_ext.{module}')))

@@ -75,6 +75,14 @@ def test_a_text_alone_and_among_others(ens, plain):
     close(Predictor(learn, max_tokens=30)(texts, progress=False).sort(0)[0], probs.sort(0)[0])
     assert bool(learn._grab_cbs(BPT3C)) != plain
 
+def test_eight_bits_follow_batch_norm(fresh):
+    "What batch norm has seen changes without a step of the optimizer"
+    ens = BidirEnsemble(*fresh.learners.values(), quantize=True)
+    was = ens.get_preds(texts=['the cast'])[0]
+    for m in fresh.fwd.model.modules():
+        if isinstance(m, nn.BatchNorm1d): m.running_mean += torch.linspace(-3, 3, len(m.running_mean))
+    assert not torch.equal(ens.get_preds(texts=['the cast'])[0], was)
+
 def test_predictor_agrees_with_get_preds(ens):
     for l in (ens.fwd,ens.bwd):
         ids = [l.dls.valid_ds[i][0] for i in range(len(l.dls.valid_ds))]

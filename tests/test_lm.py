@@ -226,6 +226,11 @@ def test_pretraining_keeps_the_best_weights(tmp_path, quiet):
     test_close(lm.validate()[0], min(losses), eps=1e-4)
     test_close(math.log(card['perplexity']), min(losses), eps=1e-2)
 
+def test_pretraining_knows_its_settings_before_it_reads(tmp_path):
+    "A corpus may take hours"
+    with pytest.raises(TypeError, match="pretrain_lm.*'epochs'"): pretrain_lm(table().text.tolist(), tmp_path/'lm', size, epochs=1)
+    assert not (tmp_path/'lm').exists()
+
 def test_pretraining_that_is_done_is_not_done_again(tmp_path, quiet, capsys):
     texts = table(200).text.tolist()
     a = pretrain_lm(texts, tmp_path/'lm', **kw)

@@ -3,7 +3,7 @@ import json,os,subprocess,sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pytest,torch
-from fastai.text.all import AWD_LSTM,Learner,language_model_learner,text_classifier_learner
+from fastai.text.all import AWD_LSTM,Learner,RegressionBlock,TextDataLoaders,language_model_learner,text_classifier_learner
 from torch import nn
 import ulmfit_ext
 from ulmfit_ext.classifier import ulmfit_classifier
@@ -11,6 +11,7 @@ from ulmfit_ext.core import UlmfitError
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit
+from ulmfit_ext.lm import lm_learner
 from ulmfit_ext.model import TextModel,evaluating
 from ulmfit_ext.predict import Predictor
 from ulmfit_ext.text.tables import sample_table
@@ -71,6 +72,22 @@ def test_data_of_another_kind(dls, tmp_path):
     with raises('vocabulary'): loaded.to_learner(make_dls(tmp_path, min_freq=9).clas_fwd)
     with raises('classes'): loaded.to_learner(make_dls(tmp_path, table.assign(label=table.label.str.lower()), vocab=dls.vocab).clas_fwd)
     with raises('kind of labels'): loaded.to_learner(make_dls(tmp_path, vocab=dls.vocab, label_delim=';').clas_fwd)
+
+def test_data_of_another_task(dls, tmp_path):
+    "What is wrong is said before anything is trained"
+    loaded = TextModel.load(TextModel.from_learner(ulmfit_classifier(dls.clas_fwd, tiny)).save(tmp_path/'m'))
+    for make in (loaded.to_learner, ulmfit_classifier, lm_learner):
+        with raises(r'UlmfitDls.*`\.clas_fwd`'): make(dls)
+    with raises("language model's data.*clas_fwd"): ulmfit_classifier(dls.lm_fwd, tiny)
+    with raises("classifier's data.*lm_fwd"): lm_learner(dls.clas_fwd, tiny)
+    with raises('this learner is a classifier'): ulmfit_classifier(dls.clas_fwd, encoder=ulmfit_classifier(dls.clas_fwd, tiny))
+    with raises('no texts to train on.*to_learner'): fit(loaded.to_learner())
+
+def test_no_classes(tmp_path):
+    dls = TextDataLoaders.from_df(table.assign(label=range(len(table))), y_block=RegressionBlock(), bs=16, path=tmp_path)
+    model = TextModel.from_learner(text_classifier_learner(dls, AWD_LSTM, config=tiny, pretrained=False, n_out=1))
+    assert Predictor(model)(texts).shape==(len(texts),1)
+    with raises('no classes.*Learner.export'): model.save(tmp_path/'m')
 
 def test_folders_of_one_direction_and_of_two(dls, tmp_path):
     learns = [ulmfit_classifier(o, tiny) for o in (dls.clas_fwd,dls.clas_bwd)]

@@ -36,6 +36,16 @@ def test_what_was_done_before_does_not_matter(make):
     for o in (after,looked):
         for kind in ('lms','learns'): assert torch.equal(numbers(getattr(o, kind)['fwd']), numbers(getattr(want, kind)['fwd']))
 
+def test_a_seed_of_numpy(make, capsys):
+    make(seed=1).fit_lm(1)
+    make(seed=np.int64(1)).fit_lm(1)
+    assert capsys.readouterr().out.count('on disk')==1
+
+def test_a_damaged_model_is_not_replaced(make):
+    u = make().fit_classifier(1)
+    (u.folder/'config.json').unlink()
+    with fails('is not replaced.*delete it, or give another path'): u.fit_classifier(1)
+
 @pytest.mark.parametrize('a,b', [(dict(n_epoch=np.int64(1)), dict(n_epoch=np.int64(2))), (dict(wd=.01), dict(wd=.1)), (dict(), dict(bf16=True))])
 def test_other_settings_of_the_language_model(make, a, b, capsys):
     u = make()

@@ -21,6 +21,9 @@ def _encoder_weights(encoder, dls):
     vocab = list(setup.processor.vocab)
     if isinstance(encoder, Learner):
         own = text_setup(encoder.dls)
+        if own.classes is not None:
+            raise UlmfitError("The encoder is taken from a language model, and this learner is a classifier: "
+                              "give the `lm_learner` it was made from, or the path of a language model")
         if list(own.processor.vocab)!=vocab:
             raise UlmfitError("The language model and the classifier have different vocabularies: "
                               "make both from one `ulmfit_dls`")
@@ -50,6 +53,9 @@ def ulmfit_classifier(
 ) -> TextLearner: # Ready for `fit_gradual`, with only its head unfrozen where an encoder was given
     "A classifier over an AWD-LSTM with concat pooling (section 3.3). Raises `UlmfitError` where `encoder` does not fit `dls`"
     mend_weight_dropout() # for drop_mult=0
+    if isinstance(getattr(dls, 'train', None), LMDataLoader):
+        raise UlmfitError("These are a language model's data: a classifier takes `.clas_fwd` or `.clas_bwd` of `ulmfit_dls`")
+    multi = text_setup(dls).multi
     config = config or {}
     wgts,sizes = (None,{}) if encoder is None else _encoder_weights(encoder, dls)
     for k,v in sizes.items():
@@ -57,7 +63,7 @@ def ulmfit_classifier(
             raise UlmfitError(f"config says {k}={config[k]} and the encoder has {v}: "
                               "leave it out of config, or pass no encoder")
     opt_func = ifnone(opt_func, partial(Adam, mom=0.7, sqr_mom=0.99))
-    metrics  = ifnone(metrics, accuracy_multi if text_setup(dls).multi else accuracy)
+    metrics  = ifnone(metrics, accuracy_multi if multi else accuracy)
     learn = text_classifier_learner(dls, AWD_LSTM, seq_len=bptt, max_len=None, config={**sizes, **config}, drop_mult=drop_mult,
                                     pretrained=False, opt_func=opt_func, metrics=metrics, **kwargs)
     if wgts is not None:

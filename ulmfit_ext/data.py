@@ -11,6 +11,7 @@ from functools import cached_property
 from .core import *
 from .text.tables import *
 from .text.tokens import *
+from .text.corpus import * # for those who look for its names in this module, where they once were
 from .text.loaders import *
 
 # %% ../nbs/15_data.ipynb #66930569

@@ -91,8 +91,8 @@ def check_pair(
 
 # %% ../nbs/33_ensemble.ipynb #6ba6a3e8
 def _some_numbers(module):
-    "A few numbers of each parameter, to see whether it is still as it was"
-    return [p.detach().flatten()[::p.numel()//16+1].tolist() for p in module.parameters()]
+    "A few numbers of each weight and of what batch norm keeps, to see whether they are still as they were"
+    return [o.flatten()[::o.numel()//16+1].tolist() for o in module.state_dict().values()]
 
 class BidirEnsemble:
     "A forward and a backward classifier as one; probabilities are averaged"

@@ -70,7 +70,9 @@ def check_place(
                           "save to another folder")
     if not names&set(_files): return
     try: read_config(path)
-    except UlmfitError as e: raise UlmfitError(f"{path} is not empty, and what is there is not replaced: {e}") from None
+    except UlmfitError as e:
+        raise UlmfitError(f"{path} is not empty, and what is there is not replaced: {e}. "
+                          "Or delete it, or give another path") from None
 
 def _sha256(path):
     h = hashlib.sha256()

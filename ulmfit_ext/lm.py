@@ -52,16 +52,18 @@ def lm_learner(
 ) -> LMLearner: # With all layers unfrozen
     "A language model over an AWD-LSTM with the paper's choices. Raises `UlmfitError` where `pretrained` cannot be had"
     mend_weight_dropout() # for drop_mult=0
-    sizes = lm_size(config)
+    sizes,setup = lm_size(config),text_setup(dls)
+    if setup.classes is not None:
+        raise UlmfitError("These are a classifier's data: a language model takes `.lm_fwd` or `.lm_bwd` of `ulmfit_dls`")
     if pretrained is not None:
-        wgts,old_vocab,own = load_lm(pretrained, text_setup(dls).backwards)
+        wgts,old_vocab,own = load_lm(pretrained, setup.backwards)
         sizes = {**sizes, **own}
     opt_func = ifnone(opt_func, partial(Adam, mom=0.7, sqr_mom=0.99))
     metrics  = ifnone(metrics, [accuracy, Perplexity()])
     learn = language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **sizes}, drop_mult=drop_mult, pretrained=False,
                                    opt_func=opt_func, metrics=metrics, **kwargs)
     if pretrained is None: return learn
-    wgts = match_vocab(wgts, old_vocab, text_setup(dls).processor.vocab)
+    wgts = match_vocab(wgts, old_vocab, setup.processor.vocab)
     load_weights(learn.model, wgts, f'the weights in {pretrained}')
     if verbose: print(f"{coverage(dls, old_vocab):.1%} of the tokens of the text are in the vocabulary of {Path(pretrained).name}")
     return learn
@@ -330,6 +332,8 @@ def pretrain_lm(
     **kwargs
 ) -> LMLearner: # With the best weights, which are saved to `path`
     "Train a language model on general text (section 3.1) and save it; the same call goes on where an earlier one was stopped"
+    unknown = [k for k in kwargs if k not in inspect.signature(pretrain_lm).parameters]
+    if unknown: raise TypeError(f"pretrain_lm() got an unexpected keyword argument {unknown[0]!r}")
     how = LMTraining(**{k: kwargs.pop(k) for k in inspect.signature(LMTraining).parameters if k in kwargs})
     lang,path = _pretraining_lang(lang, config, pretrained, backwards, valid_pct),Path(path)
     make_dir(path)

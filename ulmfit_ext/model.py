@@ -260,6 +260,9 @@ def to_learner(self:TextModel,
 # %% ../nbs/31_model.ipynb #5cb8cdc6
 def _plain_classes(classes):
     "Classes as JSON can hold them"
+    if classes is None:
+        raise UlmfitError("This model has no classes, as in regression, and only a classifier can be saved as a folder: "
+                          "use `Learner.export`")
     classes = [c.item() if hasattr(c, 'item') else c for c in classes] # a number of NumPy
     for c in classes:
         if isinstance(c, (str,int,float,bool)): continue

@@ -49,6 +49,7 @@ class ULMFiT:
         seed:int=None, # Random numbers of training; None: not set
     ):
         _check(directions, config)
+        seed = None if seed is None else int(seed) # Python's generator takes no number of NumPy's
         store_attr(but='path')
         self.path,self.sides = Path(path).expanduser(),_sides[directions]
         make_dir(self.path)

@@ -133,6 +133,12 @@ def _table_labels(self:UlmfitDataLoaders, df):
     return labels
 
 # %% ../../nbs/14_text.loaders.ipynb #5af033ea
+class _TrainDL(SortedDL):
+    "Texts in batches of about the same length, in another order each epoch"
+    def shuffle_fn(self, idxs):
+        if len(idxs): return super().shuffle_fn(idxs)
+        raise UlmfitError("There are no texts to train on: give data, as in `TextModel.to_learner(dls)`")
+
 def clas_dls(
     items,                        # Texts or arrays of forward ids; there may be none, for a model that was loaded
     labels,                       # A class for each, or with `multi` a list of classes
@@ -156,7 +162,7 @@ def clas_dls(
     train_bs = math.ceil(n/math.ceil(n/bs)) if n else bs
     shared = dict(num_workers=0, before_batch=Pad_Chunk(seq_len=bptt), device=device)
     with same_rng():
-        train = SortedDL(ds.train, bs=train_bs, shuffle=True, drop_last=n>1 and n%train_bs==1, **shared)
+        train = _TrainDL(ds.train, bs=train_bs, shuffle=True, drop_last=n>1 and n%train_bs==1, **shared)
         valid = SortedDL(ds.valid, bs=bs, **shared)
     for dl in (train,valid): _know_types(dl, TensorText, TensorMultiCategory if multi else TensorCategory)
     return UlmfitDataLoaders(train, valid, path=path, device=device, processor=processor, backwards=backwards, **kwargs)
@@ -400,7 +406,10 @@ class LoaderProcessor:
 def text_setup(
     dls:DataLoaders # Ours, or fastai's own
 ) -> TextSetup:
-    "How the texts of `dls` are read"
+    "How the texts of `dls` are read. Raises `UlmfitError` where they are not those of one direction"
+    if not hasattr(dls, 'train_ds'):
+        raise UlmfitError(f"The data are a {type(dls).__name__}: give the `DataLoaders` of one model and direction, "
+                          "of `ulmfit_dls` `.clas_fwd`, `.clas_bwd`, `.lm_fwd` or `.lm_bwd`")
     vocab,classes = (dls.vocab,None) if not isinstance(dls.vocab, L) else (dls.vocab[0], *dls.vocab[1:], None)[:2]
     multi = isinstance(getattr(dls.train_ds, 'loss_func', None), BCEWithLogitsLossFlat)
     classes = None if classes is None else list(classes)
