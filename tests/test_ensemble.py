@@ -412,3 +412,9 @@ def test_predictor_of_a_number(dls, tmp_path):
     learn = learner(dls.clas_fwd, path=tmp_path, n_out=1, loss_func=nn.MSELoss(), metrics=None)
     texts = make_df(10, seed=5).text.tolist()
     close(Predictor(learn)(texts), Predictor(learn).logits(texts))
+
+def test_loaders_of_the_other_direction(ens, dls):
+    "The same texts, but each model would read them from the wrong end"
+    fwd,bwd = dls.clas_fwd.valid,dls.clas_bwd.valid
+    close(ens.get_preds(dl=(fwd,bwd))[0], ens.get_preds()[0])
+    with raises('the other way'): ens.get_preds(dl=(bwd,fwd))

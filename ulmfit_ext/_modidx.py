@@ -514,6 +514,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ulmfit_ext.ensemble._label_axes': ('ensemble.html#_label_axes', 'ulmfit_ext/ensemble.py'),
                                      'ulmfit_ext.ensemble._learner_scores': ('ensemble.html#_learner_scores', 'ulmfit_ext/ensemble.py'),
                                      'ulmfit_ext.ensemble._read_set': ('ensemble.html#_read_set', 'ulmfit_ext/ensemble.py'),
+                                     'ulmfit_ext.ensemble._reads_backwards': ('ensemble.html#_reads_backwards', 'ulmfit_ext/ensemble.py'),
                                      'ulmfit_ext.ensemble._said': ('ensemble.html#_said', 'ulmfit_ext/ensemble.py'),
                                      'ulmfit_ext.ensemble._same': ('ensemble.html#_same', 'ulmfit_ext/ensemble.py'),
                                      'ulmfit_ext.ensemble._same_text': ('ensemble.html#_same_text', 'ulmfit_ext/ensemble.py'),
