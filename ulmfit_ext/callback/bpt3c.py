@@ -183,8 +183,8 @@ def read(self:_Reading):
     sums,before = 0.,None
     for chunk,out in self.chunks(self.lens-self.skip, self.skip):
         n,out = len(chunk.rows),out.to(self.pool.tot.dtype)
-        chunk.before,chunk.after = (out[0] if before is None else before[:n]),out[-1].clone()
-        sums,before = sums+_squares(out, chunk.lens, chunk.before),out[-1]
+        chunk.before,chunk.after = (out[0].clone() if before is None else before[:n]),out[-1].clone()
+        sums,before = sums+_squares(out, chunk.lens, chunk.before),out[-1].clone() # a view would keep all of `out`
         if not self.recompute: continue
         if self.noted: self.noted[-1].after[:n] = out[0]
         self.noted.append(chunk)
