@@ -372,26 +372,6 @@ def test_an_error_ends_mixed_precision(dls, quiet):
         with pytest.raises(KeyboardInterrupt): fit()
         assert not torch.is_autocast_enabled('cpu')
 
-@pytest.mark.parametrize('kwargs,state', [(dict(batch_first=True), True), (dict(), True), (dict(num_layers=2, batch_first=True), True), (dict(bidirectional=True, batch_first=True), True),
-                                          (dict(bias=False, batch_first=True), True), (dict(batch_first=True), False)])
-def test_an_own_weight_dropout_is_left_alone(kwargs, state, monkeypatch):
-    "What is no layer of an AWD-LSTM runs as in fastai, under autocast too"
-    import ulmfit_ext.callback.precision as module
-    monkeypatch.setattr(module, '_lstm_bf16', lambda rnn, x, hc: ('ours', rnn))
-    monkeypatch.setattr(module, 'can_bfloat16', lambda: True)
-    rnn = nn.LSTM(5, 5, **kwargs)
-    drop,x = WeightDropout(rnn, 0.1),torch.randn(3, 4, 5)
-    n = kwargs.get('num_layers', 1)*(1+kwargs.get('bidirectional', False))
-    hc = [torch.zeros(n, 3 if kwargs.get('batch_first') else 4, 5)]*2 if state else None
-    monkeypatch.setattr(rnn, 'forward', lambda *args: ('its own', rnn))
-    with torch.autocast('cpu', torch.bfloat16): got = drop(x, hc)[0]
-    assert got==('ours' if kwargs==dict(batch_first=True) and state else 'its own')
-
-def test_an_own_weight_dropout_reads_packed_sequences():
-    drop = WeightDropout(nn.LSTM(5, 5, batch_first=True), 0.1)
-    rows = nn.utils.rnn.pack_padded_sequence(torch.randn(3, 4, 5), [4,2,1], batch_first=True)
-    assert drop(rows, [torch.zeros(1, 3, 5)]*2)[0].data.shape==(7,5)
-
 def test_mixed_precision_of_several_outputs(quiet):
     items = [(torch.randn(4), torch.tensor(0)) for _ in range(16)]
     class Two(nn.Module):
