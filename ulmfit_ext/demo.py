@@ -8,13 +8,14 @@ __all__ = ['demo_packages', 'demo_sections', 'demo_classes', 'demo_sentences', '
            'demo_split', 'run_demo']
 
 # %% ../nbs/41_demo.ipynb #50c72c15
-import ast,gc,importlib.util,inspect,json,re,sysconfig,textwrap,time,warnings
+import ast,importlib.util,inspect,json,re,sysconfig,textwrap,time,warnings
 import numpy as np, pandas as pd
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.foundation import L
 from fastprogress.fastprogress import progress_bar
 from .core import *
+from .core import no_collections
 from .callback.precision import *
 from .report import *
 from .pipeline import *
@@ -108,14 +109,9 @@ def _file_rows(package, path, file):
 @contextmanager
 def _quiet_parsing():
     "Without what the compiler thinks of other people's source, and without garbage collection"
-    was_enabled = gc.isenabled()
-    gc.disable()   # syntax trees hold no cycles: a third of the time would go into looking for some
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        if was_enabled: gc.enable()
+    with no_collections(), warnings.catch_warnings():   # syntax trees hold no cycles: looking for some takes a third of the time
+        warnings.simplefilter('ignore')
+        yield
 
 # %% ../nbs/41_demo.ipynb #52048e3e
 def docstrings(

@@ -135,10 +135,10 @@ def _read_set(dl):
     if not items or len(items[0])<2: return [o[0] for o in items],None
     return [o[0] for o in items],torch.stack([torch.as_tensor(o[1]).as_subclass(torch.Tensor) for o in items])
 
-def _reads_backwards(dl):
-    "Does the set behind `dl` reverse its texts? None where it does not say"
-    lists = getattr(dl.dataset, 'tls', None)
-    return any(getattr(f, 'name', '')=='reverse_text' for f in lists[0].tfms.fs) if lists else None
+def _is_of_other_way(ds, way):
+    "Does the dataset `ds` read its texts in another direction than `way`? False where it does not say"
+    from ulmfit_ext.text.loaders import reverses_texts
+    return hasattr(ds, 'tls') and reverses_texts(ds)!=(way=='backward')
 
 def _by_way(dl, ways):
     "The loader of each of `ways`, for what a user gives as `dl`"
@@ -174,7 +174,7 @@ def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True):
     outs,targs = {},{}
     loaders = self._loaders(ds_idx) if dl is None else _by_way(dl, self.models)
     for way in self.models:
-        if _reads_backwards(loaders[way]) not in (None, way=='backward'):
+        if _is_of_other_way(loaders[way].dataset, way):
             raise UlmfitError(f"The DataLoader for the {way} model reads its texts the other way: give dl=(forward, backward)")
         ids,targs[way] = _read_set(loaders[way])
         outs[way] = self.predictor(way).from_ids(ids, progress)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TextToIds', 'same_rng', 'UlmfitDataLoaders', 'clas_dls', 'TokenRow', 'first_part', 'LMLoader', 'Documents', 'lm_dls',
-           'TextSetup', 'LoaderProcessor', 'text_setup']
+           'TextSetup', 'LoaderProcessor', 'reverses_texts', 'text_setup']
 
 # %% ../../nbs/14_text.loaders.ipynb #a000001c
 from fastai.text.all import *
@@ -403,6 +403,13 @@ class LoaderProcessor:
         "The tokens of `ids` as one string, without padding"
         return ' '.join(self.vocab[i] for i in map(int, ids) if i!=1)
 
+def reverses_texts(
+    ds, # A dataset of fastai's
+) -> bool:
+    "Does `ds` reverse its texts?"
+    texts = getattr(ds, 'tls', [ds])[0]
+    return any(getattr(f, 'name', '')=='reverse_text' for f in texts.tfms.fs)
+
 def text_setup(
     dls:DataLoaders # Ours, or fastai's own
 ) -> TextSetup:
@@ -414,6 +421,5 @@ def text_setup(
     multi = isinstance(getattr(dls.train_ds, 'loss_func', None), BCEWithLogitsLossFlat)
     classes = None if classes is None else list(classes)
     if isinstance(dls, UlmfitDataLoaders): return TextSetup(dls.processor, classes, multi, dls.backwards)
-    texts = getattr(dls.train_ds, 'tls', [dls.train_ds])[0]
-    backwards = any(getattr(f, 'name', '')=='reverse_text' for f in texts.tfms.fs)
+    backwards = reverses_texts(dls.train_ds)
     return TextSetup(LoaderProcessor(dls, list(vocab), backwards), classes, multi, backwards)
