@@ -57,8 +57,8 @@ _facts = dict(
     out         = _Facts('PATH', letter='-o'),
     path        = _Facts('FOLDER'),
     plot        = _Facts('FILE.png'),
-    pretrained  = _Facts('FOLDER', library='pretrained', more="A folder that ulmfit pretrain made, small for the English one "
-                         "that comes along, or wt103 for fastai's"),
+    pretrained  = _Facts('NAME|FOLDER', library='pretrained', more="base or small, English; de, German, a package of its own; "
+                         "wt103, fastai's; or a folder that ulmfit pretrain made"),
     size        = _Facts(choices='paper small tiny', more="If not given: small. paper needs a GPU"),
     directions  = _Facts(choices='both fwd bwd', library='directions', more="The mean of both is mostly better than either, "
                          "and takes twice as long"),
@@ -231,7 +231,7 @@ def _new_ulmfit(o, df, columns):
     is_folder  = o.unlabelled and o.unlabelled.is_dir()
     unlabelled = list(TextStream(o.unlabelled, o.text)) if is_folder else o.unlabelled
     return ULMFiT.from_df(df, path=o.out, pretrained=pretrained, directions=o.directions, config=o.size or 'small',
-                          lang=o.lang, min_freq=o.min_freq, max_vocab=o.max_vocab, unlabelled=unlabelled,
+                          lang=o.lang, minutes=o.minutes, min_freq=o.min_freq, max_vocab=o.max_vocab, unlabelled=unlabelled,
                           valid_pct=o.valid_pct, valid_col=o.valid, bptt=o.bptt, bs=o.bs, seed=o.seed, **columns)
 
 # %% ../nbs/42_cli.ipynb #04879b30
@@ -271,7 +271,7 @@ def train(
     text:str='text', # Column that holds the texts
     label:str='label', # Column that holds the labels
     out:Path='ulmfit', # Folder for all that is made: the model (in OUT/model), plots, finished stages, tokens
-    pretrained:str=None, # Language model to begin with, or none. If not given: small for English, unless --size is given
+    pretrained:str=None, # Language model to begin with, or none. If not given, and no --size: the best there is time for
     size:str=None, # Size of the model where nothing is pretrained
     directions:str='both', # Read the texts forward, backward, or both ways
     lang:str=None, # spaCy's code of the language, for the tokenizer

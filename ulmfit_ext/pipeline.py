@@ -11,6 +11,7 @@ import hashlib
 from .callback.unfreeze import *
 from .callback.precision import *
 from .core import *
+from .text.tables import *
 from .text.tokens import *
 from .text.loaders import *
 from .data import *
@@ -42,7 +43,7 @@ class ULMFiT:
     def __init__(self,
         dls:UlmfitDls, # What `ulmfit_dls` made
         path='ulmfit', # Folder for everything that is made
-        pretrained=None, # What `find_lm` finds: 'small', 'wt103', or a path; None: no stage one
+        pretrained=None, # What `find_lm` finds: 'base', 'small', 'wt103', 'de', or a path; None: no stage one
         directions:str='both', # 'both', 'fwd' or 'bwd'
         config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
         bptt:int=70, # Tokens in a chunk of the classifier
@@ -65,9 +66,9 @@ class ULMFiT:
         return f"ULMFiT in {self.path}: {', '.join(trained) or 'nothing trained yet'}"
 
 # %% ../nbs/40_pipeline.ipynb #2f16ce5c
-def _start_from(pretrained, directions, config, lang):
+def _start_from(pretrained, directions, config, lang, choose):
     "The language model to begin with, all its words, and the language to read the texts in"
-    if pretrained=='auto': pretrained = 'small' if lang in (None,'en') and config=='small' else None
+    if pretrained=='auto': pretrained = choose() if config=='small' else None
     if pretrained is None: return None,None,lang or 'en'
     backwards = [s=='bwd' for s in _sides[directions]]
     words = known_words(pretrained, backwards) # says at the door what is wrong with it
@@ -83,19 +84,22 @@ def _start_from(pretrained, directions, config, lang):
 def from_df(cls:ULMFiT,
     df, # DataFrame, or file of a table
     path='ulmfit', # Folder for everything that is made
-    pretrained='auto', # What `find_lm` finds; None: no stage one; 'auto': 'small' for English at that size, else None
+    pretrained='auto', # What `find_lm` finds; None: no stage one; 'auto': what `choose_lm` says, None for another `config`
     directions:str='both', # 'both', 'fwd' or 'bwd'
     config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
     bptt:int=70, # Tokens in a chunk
     seed:int=42, # The split, and the random numbers of training
     all_words:bool=True, # Make all words that the pretrained model knows part of the vocabulary?
     lang:str=None, # spaCy's code of the language, as for `ulmfit_dls`; None: that of the pretrained model, or English
+    minutes:float=None, # Time that training may take, by which 'auto' chooses; None: an hour
     **kwargs
 ) -> ULMFiT:
     "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
     _check(directions, config)
-    path = Path(path).expanduser()
-    pretrained,words,lang = _start_from(pretrained, directions, config, lang)
+    df,path = as_frame(df),Path(path).expanduser()
+    if 'unlabelled' in kwargs: kwargs['unlabelled'] = unlabelled_texts(kwargs['unlabelled'], kwargs.get('text_col', 'text'))
+    def _choose(): return choose_lm(lang, epoch_tokens(df, **kwargs), len(_sides[directions]), minutes, memo=path/'pretrained.json')
+    pretrained,words,lang = _start_from(pretrained, directions, config, lang, _choose)
     make_dir(path)
     dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=words if all_words else None, **kwargs)
     return cls(dls, path, pretrained, directions, config, bptt, seed)
