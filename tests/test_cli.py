@@ -215,11 +215,14 @@ def test_pieces_of_words(home, tmp_path):
     run('pretrain {} --out {} --size tiny --bs 4 --bptt 10 --subwords 50 --vocab 60 --backwards', other, tmp_path/'c')
     assert len({o.read_bytes() for p in 'bc' for o in (tmp_path/p).glob('*.model')})==2
 
-def test_english_starts_from_the_small_weights(home, tmp_path):
+def test_english_starts_from_weights_that_there_is_time_for(home, tmp_path):
     line = 'train {} --out {} --lm-epochs 1 --epochs 1 --bs 16 --directions fwd'
-    assert 'vocabulary of small' in run(line+' --bf16', home/'reviews.csv', tmp_path/'a').stdout
+    out = run(line+' --minutes 0.02', home/'reviews.csv', tmp_path/'a').stdout
+    assert 'Starting from small: base would need about' in out and 'vocabulary of small' in out
+    assert 'vocabulary of small' in run(line+' --bf16 --pretrained small', home/'reviews.csv', tmp_path/'a').stdout
     assert 'vocabulary of' not in run(line+' --pretrained none', home/'reviews.csv', tmp_path/'b').stdout
-    assert 'vocabulary of' not in run(line+' --lang de --min-freq 1', home/'reviews.csv', tmp_path/'c').stdout
+    out = run(line+' --lang fr --min-freq 1', home/'reviews.csv', tmp_path/'c').stdout
+    assert 'vocabulary of' not in out and 'no weights for fr are installed. `ulmfit pretrain` makes one' in out
     assert 'goes without' in run(line+' --pretrained small --size tiny', home/'reviews.csv', tmp_path/'d', code=2).stderr
 
 def test_unlabelled_and_minutes(home, tmp_path):
