@@ -222,7 +222,7 @@ def test_english_starts_from_weights_that_there_is_time_for(home, tmp_path):
     assert 'vocabulary of small' in run(line+' --bf16 --pretrained small', home/'reviews.csv', tmp_path/'a').stdout
     assert 'vocabulary of' not in run(line+' --pretrained none', home/'reviews.csv', tmp_path/'b').stdout
     out = run(line+' --lang fr --min-freq 1', home/'reviews.csv', tmp_path/'c').stdout
-    assert 'vocabulary of' not in out and 'no weights for fr are installed. `ulmfit pretrain` makes one' in out
+    assert 'vocabulary of' not in out and 'no weights for fr are installed. `ulmfit pretrain` makes them' in out
     assert 'goes without' in run(line+' --pretrained small --size tiny', home/'reviews.csv', tmp_path/'d', code=2).stderr
 
 def test_unlabelled_and_minutes(home, tmp_path):

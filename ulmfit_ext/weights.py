@@ -338,11 +338,13 @@ def choose_lm(
 ) -> str|None: # A name; None where there is nothing to start from
     "The language model to start from, for those who did not say; prints which one, and why"
     lang  = getattr(lang, 'lang', lang) or 'en'
+    if lang!='en' and (lang in named_lms or lang in installed_lms()):
+        print(f"Starting from {lang}, which is installed")
+        return lang
     if lang!='en':
-        found = lang in named_lms or lang in installed_lms()
-        hint  = _packages.get(lang, '`ulmfit pretrain` makes one from any text')
-        print(f"Starting from {lang}, which is installed" if found else f"Starting from nothing: no weights for {lang} are installed. {hint}")
-        return lang if found else None
+        hint = _packages.get(lang, '`ulmfit pretrain` makes them from any text')
+        print(f"Starting from nothing: no weights for {lang} are installed. {hint}")
+        return None
     asked    = dict(tokens=[int(o) for o in tokens], n_directions=n_directions, minutes=minutes)
     name,why = _kept_choice(memo, asked, partial(_choose_english, tokens, n_directions, minutes, speed))
     print(f"Starting from {name}: {why}")
