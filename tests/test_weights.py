@@ -296,6 +296,8 @@ def test_how_much_there_is_to_read(tmp_path):
     assert epoch_tokens(half)[0]==lm and 0.4*lm < epoch_tokens(half)[1] < 0.6*lm
     test_close(epoch_tokens(half, unlabelled=['x'*436]*3)[0] - lm, 3*(436/4.4+2))
     assert epoch_tokens(table, label_col=None)[1]==0
+    gaps = table.assign(text=table.text.where(np.arange(len(table))%2==0))
+    assert 0 < epoch_tokens(gaps)[0] < 0.6*lm, 'a text may be missing'
     gone = (o for o in ['one more text to read']*30) # read once, and not lost on the way
     u = ULMFiT.from_df(df(), tmp_path/'u', unlabelled=gone, bs=8, directions='fwd', minutes=1e-6)
     assert u.dls.n_unlabelled==30

@@ -292,11 +292,11 @@ def epoch_tokens(
     **kwargs # Whatever else `ulmfit_dls` takes
 ) -> tuple: # Of a language model, of a classifier
     "About how many tokens an epoch has. Raises `UlmfitError` where the table has no such column"
-    sizes = get_column(df, text_col, 'text_col').astype(str).str.len().to_numpy()/4.4 + 2
-    more  = sum(len(str(o))/4.4 + 2 for o in unlabelled or ())
-    if label_col is None: return sizes.sum()+more, 0
+    def _tokens(texts): return np.array([len(str(o))/4.4 + 2 for o in texts])
+    own,more = _tokens(get_column(df, text_col, 'text_col')),_tokens(unlabelled or ()).sum()
+    if label_col is None: return own.sum()+more, 0
     has_label = ~read_labels(get_column(df, label_col, 'label_col'), label_delim)[2]
-    return sizes.sum()+more, sizes[has_label].sum()
+    return own.sum()+more, own[has_label].sum()
 
 # %% ../nbs/20_weights.ipynb #7a24fcee
 def training_minutes(
