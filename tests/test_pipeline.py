@@ -201,3 +201,23 @@ def test_signatures_are_true():
         params = inspect.signature(f).parameters
         assert not {'moms','splitter','lr'} & set(params) and params['opt_func'].default is None
     assert list(inspect.signature(ULMFiT.predict_df).parameters)[1]=='texts'
+
+def test_recipe_is_tried_once_and_said(make, tmp_path, capsys):
+    u = make().fit_classifier(1)
+    said = capsys.readouterr().out
+    assert 'Trying 2 recipes on 3 splits' in said and 'the first is taken' in said
+    trials = pd.read_csv(tmp_path/'u'/'recipe'/'fwd-1'/'trials.csv', index_col='recipe')
+    assert set(trials.index)=={'together','gradual'} and trials.valid_loss.is_monotonic_increasing
+    settings = json.loads((tmp_path/'u'/'classifier'/'fwd-1'/'settings.json').read_text())
+    assert settings['gradual']==(trials.index[0]=='gradual')
+    make().fit_classifier(1)
+    said = capsys.readouterr().out
+    assert 'Trying' not in said and 'Classifier on disk, forward' in said
+    make().fit_classifier(1, 0.02) # a rate of the paper's recipe means that recipe
+    assert 'Recipe' not in capsys.readouterr().out
+    assert json.loads((tmp_path/'u'/'classifier'/'fwd-2'/'settings.json').read_text())['gradual']
+    with fails("recipe is 'best'.*together, gradual"): make().fit_classifier(1, recipe='best')
+
+def test_batches_follow_from_the_number_of_labels(make):
+    assert make(bs=None).dls.clas_bs==16
+    assert make().dls.clas_bs==8

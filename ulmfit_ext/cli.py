@@ -66,6 +66,7 @@ _facts = dict(
     bf16        = _Facts(more="Faster where the processor can (AMX, AVX-512 BF16), and on a GPU"),
     minutes     = _Facts('MINUTES', least=0.01),
     schedule    = _Facts(choices='one_cycle stlr'),
+    recipe      = _Facts(choices='auto together gradual'),
     lr          = _Facts(least=1e-6, most=10.),
     lm_lr       = _Facts(least=1e-6, most=10.),
     lm_epochs   = _Facts(least=0),
@@ -232,7 +233,8 @@ def _new_ulmfit(o, df, columns):
     unlabelled = list(TextStream(o.unlabelled, o.text)) if is_folder else o.unlabelled
     return ULMFiT.from_df(df, path=o.out, pretrained=pretrained, directions=o.directions, config=o.size or 'small',
                           lang=o.lang, minutes=o.minutes, min_freq=o.min_freq, max_vocab=o.max_vocab, unlabelled=unlabelled,
-                          valid_pct=o.valid_pct, valid_col=o.valid, bptt=o.bptt, bs=o.bs, seed=o.seed, **columns)
+                          valid_pct=o.valid_pct, valid_col=o.valid, bptt=o.bptt, seed=o.seed, **columns,
+                          **(dict(bs=o.bs) if o.bs else {}))
 
 # %% ../nbs/42_cli.ipynb #04879b30
 def _train(o):
@@ -251,7 +253,7 @@ def _train(o):
     baselines = baseline_scores(ulmfit.dls, df, tests, o.text, o.label) if o.baseline else []
     minutes = o.minutes and o.minutes/len(ulmfit.sides)
     if o.lm_epochs or o.minutes: ulmfit.fit_lm(o.lm_epochs, o.lm_lr, minutes=minutes, bf16=o.bf16)
-    ulmfit.fit_classifier(o.epochs, o.lr, max_len=o.max_len, bf16=o.bf16)
+    ulmfit.fit_classifier(o.epochs, o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe)
     answers = print_report(ulmfit, tests, baselines, **columns)
     ens = ulmfit.ensemble
     if not ens.multi: save_figure(ens.plot_confusion_matrix(answers), o.out/'confusion.png')
@@ -265,7 +267,7 @@ def _train(o):
          stopped='What was finished is kept in {out}: the same line goes on from there',
          Data='text label valid_pct valid test unlabelled label_delim lang min_freq max_vocab',
          Model='out pretrained size directions',
-         Training='lm_epochs minutes epochs lm_lr lr bs bptt max_len bf16 seed baseline')
+         Training='lm_epochs minutes epochs recipe lm_lr lr bs bptt max_len bf16 seed baseline')
 def train(
     file:Path, # Table of labelled texts; rows without a label serve the language model
     text:str='text', # Column that holds the texts
@@ -284,10 +286,11 @@ def train(
     max_vocab:int=60000, # Words taken from the texts at most; those of the pretrained model come on top
     lm_epochs:int=10, # Epochs of the language model; 0: leave the pretrained one as it is
     minutes:float=None, # Train the language models for about so long in all, instead of --lm-epochs
-    epochs:int=8, # Epochs of the classifier, gradual unfreezing included
+    epochs:int=None, # Epochs of the classifier. If not given: by the number of labels
+    recipe:str='auto', # How the classifier is trained; auto: the better one in trials, but gradual if --lr is given
     lm_lr:float=0.004, # Peak learning rate of the language model
-    lr:float=0.01, # Peak learning rate of the classifier
-    bs:int=64, # Texts in a batch; less needs less memory
+    lr:float=None, # Peak learning rate of the classifier. If not given: the recipe's
+    bs:int=None, # Texts in a batch; less needs less memory. If not given: 64 for the language model, by the number of labels for the classifier
     bptt:int=70, # Tokens read in one piece
     max_len:int=None, # Long texts: learn from so many tokens at their end only; all are read all the same
     bf16:bool=False, # Compute products in bfloat16

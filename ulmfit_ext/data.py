@@ -81,6 +81,18 @@ def _make_clas(self:UlmfitDls, backwards):
     return clas_dls(items, labels, splits, self.processor, self.classes, self.multi, backwards,
                     bs=self.clas_bs, bptt=self.bptt, path=self.path, **self.cols)
 
+# %% ../nbs/15_data.ipynb #e72880e4
+@patch
+def with_split(self:UlmfitDls,
+    train_idx, # Rows to train on, all of them labelled
+    valid_idx, # Rows for validation
+) -> UlmfitDls:
+    "The same texts with another split of the labelled rows"
+    res = copy(self)
+    for o in ('lm_fwd','lm_bwd','clas_fwd','clas_bwd'): vars(res).pop(o, None) # made from the old split
+    res.train_idx,res.valid_idx = np.sort(np.asarray(train_idx)),np.sort(np.asarray(valid_idx))
+    return res
+
 # %% ../nbs/15_data.ipynb #e4b69b39
 def _count_vocab(tokens, min_freq, max_vocab, known):
     "The words of `tokens` that occur often enough, then those of `known` that are not among them"

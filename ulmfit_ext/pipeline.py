@@ -8,6 +8,7 @@ __all__ = ['ULMFiT']
 # %% ../nbs/40_pipeline.ipynb #d596c06e
 from fastai.text.all import *
 import hashlib
+from dataclasses import asdict,replace
 from .callback.unfreeze import *
 from .callback.precision import *
 from .core import *
@@ -19,6 +20,7 @@ from .weights import *
 from .checkpoint import *
 from .lm import *
 from .classifier import *
+from .recipe import *
 from .folder import *
 from .ensemble import *
 from .export import *
@@ -101,7 +103,9 @@ def from_df(cls:ULMFiT,
     def _choose(): return choose_lm(lang, epoch_tokens(df, **kwargs), len(_sides[directions]), minutes, memo=path/'pretrained.json')
     pretrained,words,lang = _start_from(pretrained, directions, config, lang, _choose)
     make_dir(path)
+    if kwargs.get('bs', 0) is None: kwargs.pop('bs')
     dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=words if all_words else None, **kwargs)
+    if not {'bs','clas_bs'} & set(kwargs): dls.clas_bs = batch_size(len(dls.train_idx))
     return cls(dls, path, pretrained, directions, config, bptt, seed)
 
 # %% ../nbs/40_pipeline.ipynb #f14f9f27
@@ -111,10 +115,10 @@ def _can_train(self:ULMFiT):
     raise UlmfitError("This model was read to predict and validate with: to train, make it from its data with `ULMFiT.from_df`")
 
 @patch
-def _dls(self:ULMFiT, kind, side):
+def _dls(self:ULMFiT, kind, side, data=None):
     "Loaders of one direction; they and what follows are as random as the seed says, whatever was done before"
     if self.seed is not None: set_seed(self.seed)
-    dls = getattr(self.dls, f'{kind}_{side}')
+    dls = getattr(data or self.dls, f'{kind}_{side}')
     if self.seed is None: return dls
     for dl in dls.loaders:
         with same_rng(): dl.rng = random.Random(random.randint(0, 2**32-1))
@@ -176,26 +180,29 @@ def fit_lm(self:ULMFiT,
 @patch
 @delegates(ulmfit_classifier, but='dls,encoder,bptt,path,lr,moms,wd,cbs')
 def fit_classifier(self:ULMFiT,
-    n_epoch:int=8, # Epochs in all, gradual unfreezing included
-    lr_max:float=0.01, # Peak learning rate of the head; the paper's 0.01
-    factor:float=2.6, # Each layer group learns this many times slower than the one above it
-    epochs_per_stage:int=1, # Epochs before one more group is unfrozen
+    n_epoch:int=None, # Epochs in all; None: `epochs_for` the number of labelled texts
+    lr_max:float=None, # Peak learning rate of the head; None: the recipe's
+    factor:float=None, # Each layer group learns this many times slower than the one above it; None: the recipe's
+    epochs_per_stage:int=None, # Epochs before one more group is unfrozen; None: the recipe's
     cbs=None, # More callbacks for the fits; with them it is trained again each time
     wd:float=None, # Weight decay; None: fastai's
     bf16:bool=False, # Compute products in bfloat16? About twice as fast on a processor that can, or on a GPU
+    recipe:str='auto', # A name in `recipes`; 'auto': the better one in trials, but 'gradual' where one of its rates is given
     **kwargs
 ) -> ULMFiT: # Itself
-    "Stage three: train the classifier of each direction with `fit_gradual`, or read it from disk"
+    "Stage three: train the classifier of each direction by a recipe, keep its best epoch, or read it from disk"
     self._can_train()
     check_place(self.folder)
-    how = dict(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
-    given = dict(cbs=cbs) if cbs else {}
-    settings = {s: self._classifier_settings(s, bf16=bf16, **how, **kwargs, **given) for s in self.sides}
+    common = dict(n_epoch=n_epoch, wd=wd, bf16=bf16, **kwargs, **(dict(cbs=cbs) if cbs else {}))
+    rates  = {k:v for k,v in dict(lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage).items() if v is not None}
+    recipe = self._recipe(recipe, rates, common)
+    common['n_epoch'] = ifnone(n_epoch, epochs_for(len(self.dls.train_idx)))
+    settings = {s: self._classifier_settings(s, **asdict(recipe), **common) for s in self.sides}
     for side in self.sides:
         learn = self._from_disk('classifier', side, settings[side], partial(self._read_classifier, side, **kwargs))
         if learn is None:
             learn = self._new_classifier(side, **kwargs)
-            learn.fit_gradual(**how, cbs=L(cbs) + L(bfloat16(learn.dls.device) if bf16 else None))
+            fit_recipe(learn, recipe, common['n_epoch'], wd, _all_cbs(learn, cbs, bf16))
             def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
             self._to_disk('classifier', side, settings[side], learn, _write)
         self.learns[side] = learn
@@ -203,13 +210,17 @@ def fit_classifier(self:ULMFiT,
     self.save()
     return self
 
+def _all_cbs(learn, cbs, bf16): return L(cbs) + L(bfloat16(learn.dls.device) if bf16 else None)
+
 @patch
-def _new_classifier(self:ULMFiT, side, config=None, **kwargs):
-    "A classifier of one direction that is not trained yet"
+def _new_classifier(self:ULMFiT, side, config=None, data=None, **kwargs):
+    "A classifier of one direction that is not trained yet, for `data`, or for all"
     encoder = self.lms.get(side, self.pretrained)
     if encoder is None: config = {**lm_size(self.config), **(config or {})}
-    return ulmfit_classifier(self._dls('clas', side), config, encoder=encoder, bptt=self.bptt, path=self.path, **kwargs)
+    return ulmfit_classifier(self._dls('clas', side, data), config, encoder=encoder, bptt=self.bptt, path=self.path, **kwargs)
 
+
+# %% ../nbs/40_pipeline.ipynb #61dd0f01
 @patch
 def _read_classifier(self:ULMFiT, side, folder, **kwargs):
     "The classifier of one direction in the folder of a piece"
@@ -217,6 +228,34 @@ def _read_classifier(self:ULMFiT, side, folder, **kwargs):
     load_weights(learn.model, read_weights(file), f'the weights in {file}')
     learn.unfreeze() # as `fit_gradual` leaves it
     return learn
+
+# %% ../nbs/40_pipeline.ipynb #80416522
+@patch
+def _recipe(self:ULMFiT, name, rates, common):
+    "The recipe of this name with the `rates` given. Raises `UlmfitError` for an unknown name"
+    if name=='auto': name = 'gradual' if rates else self._best_recipe(common)
+    if name not in recipes: raise UlmfitError(f"recipe is {name!r}: 'auto' or one of {', '.join(recipes)}")
+    return replace(recipes[name], **rates)
+
+@patch
+def _best_recipe(self:ULMFiT, common):
+    "The name of the recipe that trials find better, or found better before"
+    side,dls = self.sides[0],self.dls
+    splits = trial_splits(dls.train_idx, dls.valid_idx, dls.y, self.seed or 0)
+    settings = self._classifier_settings(side, recipes={k: asdict(o) for k,o in recipes.items()}, **common)
+    path = find_piece(self.path/'recipe', side, settings)
+    if path is None:
+        print(f"Trying {len(recipes)} recipes on {len(splits)} split{'s' if len(splits)>1 else ''} of the labelled texts")
+        table = self._try_recipes(side, splits, **common)
+        path = save_piece(self.path/'recipe', side, settings, lambda folder: table.to_csv(folder/'trials.csv'))
+    table = pd.read_csv(path/'trials.csv', index_col='recipe')
+    print('Recipe: ' + ', '.join(f"{o.Index} (loss {o.valid_loss:.3f})" for o in table.itertuples()) + '; the first is taken')
+    return table.index[0]
+
+@patch
+def _try_recipes(self:ULMFiT, side, splits, n_epoch, wd, bf16, cbs=None, **kwargs):
+    def _new(train, valid): return self._new_classifier(side, data=self.dls.with_split(train, valid), **kwargs)
+    return try_recipes(_new, splits, recipes, n_epoch, wd, partial(_all_cbs, cbs=cbs, bf16=bf16))
 
 # %% ../nbs/40_pipeline.ipynb #848e93f9
 @patch
