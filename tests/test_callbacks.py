@@ -516,7 +516,7 @@ def test_a_weight_dropout_of_ones_own_is_left_alone(kwargs, state, monkeypatch):
     "What is no layer of an AWD-LSTM runs as in fastai, under autocast too"
     import ulmfit_ext.callback.precision as module
     mend_weight_dropout()
-    monkeypatch.setattr(module, '_lstm_bf16', lambda rnn, x, hc: ('ours', rnn))
+    monkeypatch.setattr(module, '_lstm_mkldnn', lambda rnn, x, hc: ('ours', rnn))
     monkeypatch.setattr(module, 'can_bfloat16', lambda: True)
     rnn = nn.LSTM(5, 5, **kwargs)
     drop,x = WeightDropout(rnn, 0.1),torch.randn(3, 4, 5)
