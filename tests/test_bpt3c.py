@@ -165,7 +165,27 @@ def test_only_the_embedding(ckpt):
 @both
 def test_out_of_reach_leaves_no_graph(ckpt, graphs):
     gradients(classifier(max_len=10, checkpoint=ckpt))
-    assert graphs and sum(s*r for n,s,r in graphs if n==6) <= 10*6 # ten tokens of six rows, of 143 tokens in all
+    assert graphs and sum(s*r for n,s,r in graphs if n==6) <= 8*(6+4) # a chunk of eight steps and six rows, one of four rows, of 143 tokens in all
+
+@pytest.mark.parametrize('rows,times', [(24,1), (10,3), (4,5)])
+def test_chunks_are_read_again_side_by_side(rows, times, graphs):
+    "Of 6, 4, 4, 3, 2, 1 and 1 rows; the last one has two steps, and padding"
+    model = classifier(checkpoint=True)
+    model[0].rows = rows
+    gradients(model)
+    assert len(graphs)==3*times and sum(r for n,s,r in graphs if n==6)==21
+
+@both
+def test_the_gradient_of_all_embeddings_is_made_once(ckpt, monkeypatch):
+    "It is as large as they are: not a new one for every chunk"
+    seen,embedding = [],F.embedding
+    def _embedding(*args):
+        res = embedding(*args)
+        if res.requires_grad: seen.append(res)
+        return res
+    monkeypatch.setattr(F, 'embedding', _embedding)
+    gradients(classifier(checkpoint=ckpt), times=3)
+    assert len(seen)==(0 if ckpt else 1)
 
 def test_auto_decides_by_length_and_budget():
     enc = classifier(checkpoint='auto')[0]

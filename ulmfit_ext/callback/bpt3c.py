@@ -117,12 +117,20 @@ class _Dropped:
         "The state before the first token: outputs and cells of all layers side by side, shape (bs, 2*sum(dims))"
         return self.emb.new_zeros(bs, 2*sum(self.dims), dtype=self.dtype)
 
-    def read(self, x, rows, state):
-        "Outputs and new state for ids `x`, shape (steps, rows), of the documents `rows`"
-        with torch.autocast(x.device.type, enabled=False):
-            out,hs,cs = F.embedding(x, self.emb),[],[]
-            if self.word is not None: out = out*self.word[x]
-            hc = state.split(self.dims*2, 1)
+    def words(self, x):
+        "Embeddings of the ids `x`"
+        out = F.embedding(x, self.emb)
+        return out if self.word is None else out*self.word[x]
+
+    def add_words(self, total, x, g):
+        "Add to `total`, the gradient of all embeddings, what comes of `g`, that of `words(x)`"
+        if self.word is not None: g = g*self.word[x]
+        total.index_add_(0, x.flatten(), g.flatten(0, 1))
+
+    def read(self, out, rows, state):
+        "Outputs and new state for embeddings `out`, shape (steps, rows, emb_sz), of the documents `rows`"
+        with torch.autocast(out.device.type, enabled=False):
+            hs,cs,hc = [],[],state.split(self.dims*2, 1)
             for ws,mask,h,c in zip(self.layers, self.masks, hc, hc[len(self.dims):]):
                 if mask is not None: out = out*mask[rows]
                 out,h,c = lstm_layer(out.to(self.dtype), h, c, ws)
@@ -156,40 +164,49 @@ class _Reading:
         store_attr()
         self.drop = _Dropped(enc.module, len(lens))
         self.params = [p for p in self.drop.params if p.requires_grad and torch.is_grad_enabled()]
-        self.skip = (lens-(enc.max_len or len(x))).clamp(min=0) if self.params else lens # out of the gradients' reach
-        rest = lens-self.skip
-        self.recompute = bool(self.params) and enc.recomputes(rest)
-        self.counts = torch.stack([rest.sum(), (rest-1).clamp(min=0).sum()]).clamp(min=1)*enc.module.emb_sz
+        self.reach = (enc.max_len or len(x)) if self.params else 0 # so many tokens, from the document's end, do gradients reach
+        self.sizes = lens.cpu() # the only time that a GPU is waited for
+        self.rest  = lens.clamp(max=self.reach)
+        self.skip  = lens-self.rest
+        self.recompute = bool(self.params) and enc.recomputes(self.sizes.clamp(max=self.reach))
+        self.counts = torch.stack([self.rest.sum(), (self.rest-1).clamp(min=0).sum()]).clamp(min=1)*enc.module.emb_sz
         self.pool = RunningPool(lens, enc.module.emb_sz, torch.promote_types(self.drop.emb.dtype, torch.float32))
         self.state,self.noted = self.drop.zeros(len(lens)),[]
 
-    def chunks(self, lens, start, cuts=()):
-        "Read and pool `lens` tokens of each document from `start` on; chunks end at multiples of `bptt` and at `cuts`"
-        sizes = lens.tolist()
+    def chunks(self, lens, start, sizes, cuts=()):
+        "Read and pool `lens` (or `sizes`) tokens of each document from `start` on; chunks end at multiples of `bptt` and at `cuts`"
         longest = max(sizes, default=0)
         cuts = sorted({*range(0, longest, self.enc.bptt), *cuts, longest})
         cols = start + torch.arange(longest, device=lens.device)[:,None]
         x = self.x.gather(0, cols.clamp(max=len(self.x)-1))
-        for a,b in zip(cuts, cuts[1:]):
-            n = sum(o>a for o in sizes)
+        ids = [x[a:b,:sum(o>a for o in sizes)] for a,b in zip(cuts, cuts[1:])]
+        for a,x,words in zip(cuts, ids, self.words(ids)):
+            steps,n = x.shape
             state = self.state[:n] if self.enc.cross else self.state[:n].detach()
-            rows,l = torch.arange(n, device=x.device),(lens[:n]-a).clamp(max=b-a)
-            chunk = _Chunk(rows, x[a:b,:n], l, start[:n]+a, state)
-            out,state = self.drop.read(chunk.x, rows, state)
+            rows,l = torch.arange(n, device=x.device),(lens[:n]-a).clamp(max=steps)
+            chunk = _Chunk(rows, x, l, start[:n]+a, state)
+            out,state = self.drop.read(words, rows, state)
             self.state = torch.cat([state, self.state[n:]])
             self.pool.add(out, l, chunk.start)
             yield chunk,out
+
+    def words(self, ids):
+        "The embeddings of each chunk; with a graph looked up together, since each look-up has a gradient as large as all embeddings"
+        if not (torch.is_grad_enabled() and ids): return map(self.drop.words, ids)
+        flat = self.drop.words(torch.cat([o.flatten() for o in ids])).split([o.numel() for o in ids])
+        return [w.view(*o.shape, -1) for w,o in zip(flat, ids)]
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #24e9e261
 @patch
 def read(self:_Reading):
     "What is pooled, (bs, 3*n_out), and the means for AR and TAR, (2,); None for these where no gradient is wanted"
+    rest = self.sizes.clamp(max=self.reach)
+    skip = (self.sizes-rest).tolist()
     with torch.no_grad():
-        cuts = self.skip.tolist() if self.params else []
-        for _ in self.chunks(self.skip, torch.zeros_like(self.skip), cuts): pass
+        for _ in self.chunks(self.skip, torch.zeros_like(self.skip), skip, skip if self.params else ()): pass
     if not self.params: return self.pool.concat(), None
     sums,before = 0.,None
-    for chunk,out in self.chunks(self.lens-self.skip, self.skip):
+    for chunk,out in self.chunks(self.rest, self.skip, rest.tolist()):
         n,out = len(chunk.rows),out.to(self.pool.tot.dtype)
         chunk.before,chunk.after = (out[0].clone() if before is None else before[:n]),out[-1].clone()
         sums,before = sums+_squares(out, chunk.lens, chunk.before),out[-1].clone() # a view would keep all of `out`
@@ -200,16 +217,19 @@ def read(self:_Reading):
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #21ddcaf7
 def _side_by_side(chunks):
-    "Chunks of as many steps as one of many rows"
-    def cat(name, dim=0): return torch.cat([getattr(o, name) for o in chunks], dim)
-    return _Chunk(cat('rows'), cat('x', 1), *map(cat, ('lens','start','state','before','after')))
+    "Chunks as one of many rows; the documents of a shorter one end in it, so that padding can follow"
+    steps = max(len(o.x) for o in chunks)
+    def cat(name): return torch.cat([getattr(o, name) for o in chunks])
+    x = torch.cat([F.pad(o.x, (0,0,0,steps-len(o.x))) for o in chunks], 1)
+    return _Chunk(cat('rows'), x, *map(cat, ('lens','start','state','before','after')))
 
 def _groups(chunks, most):
-    "Chunks to be read again side by side, the last ones first: of as many steps, and up to `most` rows"
+    "Chunks to be read again side by side, up to `most` rows, the last ones first; a short one goes with others if it has few rows"
     res = []
     for o in reversed(chunks):
         rows = sum(len(c.rows) for c in res[-1]) if res else 0
-        if not res or len(o.x)!=len(res[-1][0].x) or rows+len(o.rows)>most: res.append([])
+        longer = bool(res) and len(o.x)>len(res[-1][-1].x)
+        if not res or rows+len(o.rows)>most or (longer and rows>most//4): res.append([])
         res[-1].append(o)
     return map(_side_by_side, res)
 
@@ -218,19 +238,23 @@ def _gradients(reading, d_pooled, d_means):
     "The gradient of each of the reading's `params`, through chunks that are read again"
     d_last,d_max,d_mean = d_pooled.chunk(3, 1)
     d_tot,d_sums = d_mean/reading.lens[:,None].clamp(min=1),d_means/reading.counts
-    res = [torch.zeros_like(p) for p in reading.params]
-    for c in _groups(reading.noted, reading.enc.rows):
+    drop,res = reading.drop,[torch.zeros_like(p) for p in reading.params]
+    for c in _groups(reading.noted, reading.enc.most_rows()):
+        words = drop.words(c.x).detach().requires_grad_(drop.emb.requires_grad)
         start,end = c.start[:,None],(c.start+c.lens)[:,None]
         first,ends = start==reading.skip[c.rows,None],end==reading.lens[c.rows,None]
         with torch.enable_grad():
-            out = reading.drop.read(c.x, c.rows, c.state)[0].to(reading.pool.tot.dtype)
+            out = drop.read(words, c.rows, c.state)[0].to(reading.pool.tot.dtype)
             tot,mx,_,last = _pool_chunk(out, c.lens)
             sums = _squares(out, c.lens, torch.where(first, out[0], c.before))
             border = (c.after-out[-1]).masked_fill(ends, 0.).square().sum()
         pos = reading.pool.pos[c.rows]
         d_max_here = d_max[c.rows]*((start<=pos) & (pos<end))
         d = d_tot[c.rows],d_max_here,d_last[c.rows]*ends,d_sums,d_sums[1]
-        for total,g in zip(res, torch.autograd.grad((tot,mx,last,sums,border), reading.params, d)): total += g
+        wrt = [words if p is drop.emb else p for p in reading.params]
+        for p,total,g in zip(reading.params, res, torch.autograd.grad((tot,mx,last,sums,border), wrt, d)):
+            if p is drop.emb: drop.add_words(total, c.x, g)
+            else:             total += g
     return res
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #efe23c53
@@ -248,7 +272,7 @@ class _Recomputed(torch.autograd.Function):
 class ChunkedEncoder(Module):
     "Read documents in chunks of `bptt` tokens and pool mean, max and last over all of each: the same result in any batch"
     memory_budget = 2**31 # bytes of activations beyond which `checkpoint='auto'` recomputes
-    rows = 24 # chunks are read again side by side, up to so many rows
+    rows = None # chunks are read again side by side, up to so many rows; None: 24, on a GPU as many as have 2**15 tokens
     own = None # the encoder and the head that a `BPT3C` replaced
     def __init__(self,
         module:AWD_LSTM, # The encoder proper
@@ -276,10 +300,16 @@ class ChunkedEncoder(Module):
     def recomputes(self,
         lens:Tensor, # Tokens of each document that gradients reach
     ) -> bool: # Will the activations of such a batch be forgotten and made again?
-        "Whether to recompute: as `checkpoint` says, for 'auto' if activations would need more than `memory_budget` bytes"
+        "Whether to recompute: as `checkpoint` says; 'auto': as the text above says"
         if self.checkpoint!='auto' or self.cross: return self.checkpoint is True and not self.cross
+        weight = self.module.encoder.weight
+        if weight.is_cuda: return bool((lens>self.bptt).any())
         numbers = sum(19*o.hidden_size + o.input_size for o in map(_inside, self.module.rnns)) # that are kept of a token
-        return int(lens.sum())*numbers*self.module.encoder.weight.element_size() > self.memory_budget
+        return int(lens.sum())*numbers*weight.element_size() > self.memory_budget
+
+    def most_rows(self):
+        "How many rows are read again side by side"
+        return self.rows or (max(24, 2**15//self.bptt) if self.module.encoder.weight.is_cuda else 24)
 
 # %% ../../nbs/04_callback.bpt3c.ipynb #6741e32a
 class PooledClassifier(Module):
