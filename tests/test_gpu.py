@@ -2,9 +2,11 @@
 import itertools,warnings
 import pytest,torch
 from fastai.text.all import *
+from fastai.callback.training import GradientClip
 from ulmfit_ext.callback.bpt3c import *
-from ulmfit_ext.callback.loss import LinearCrossEntropy
+from ulmfit_ext.callback.loss import *
 from ulmfit_ext.callback.precision import *
+from ulmfit_ext.text.loaders import *
 from test_bpt3c import classifier,gradients
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')]
@@ -101,3 +103,42 @@ def test_state_of_another_type(mended):
     out,hc = drop(x, hc)
     assert out.dtype==hc[0].dtype==torch.float32
     with torch.autocast('cuda', torch.bfloat16): assert drop(x, hc)[0].dtype==torch.bfloat16
+
+def stream_dls():
+    "Streams of made-up ids, without a tokenizer"
+    ids,offs = np.random.default_rng(0).integers(2, 50, 3000).astype(np.uint16),np.arange(0, 3001, 100)
+    processor = SimpleNamespace(vocab=[f'w{i}' for i in range(50)], tokenizer=SimpleNamespace(sep=' '))
+    return lm_dls(ids, offs, 3, processor, bs=8, bptt=20, device='cuda')
+
+class NeverWait(Callback):
+    "From the third batch of an epoch on, whatever waits for the GPU is an error"
+    order = 100
+    def after_batch(self):
+        if self.training and self.iter==1:
+            self.loss_on_gpu.read_at = math.inf # what is shown is read now and then
+            torch.cuda.set_sync_debug_mode('error')
+        if self.iter==self.n_iter-2: self.stop()
+    def stop(self): torch.cuda.set_sync_debug_mode('default')
+
+@pytest.mark.parametrize('bf16', [False,True])
+def test_no_batch_of_a_language_model_waits(bf16, mended):
+    learn = language_model_learner(stream_dls(), AWD_LSTM, config={**awd_lstm_lm_config, **dict(emb_sz=16, n_hid=24, n_layers=2)}, pretrained=False)
+    cbs,never = [LinearCrossEntropy(), LossOnGPU(), GradientClip(.25)] + ([bfloat16('cuda')] if bf16 else []),NeverWait()
+    try:
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, 0.01, cbs=[*cbs, never])
+    finally: never.stop()
+    losses = learn.recorder.losses
+    assert len(losses)==2*len(learn.dls.train) and all(o.device.type=='cpu' for o in losses) and losses[-1]<losses[0]
+
+def test_batches_are_those_of_the_cpu():
+    dl = stream_dls().valid
+    gpu = [o.cpu() for b in dl for o in b]
+    dl.device = torch.device('cpu')
+    assert all(torch.equal(a, b) for a,b in zip(gpu, [o for b in dl for o in b])) and len(gpu)==2*len(dl)
+
+def test_as_many_chunks_side_by_side_as_fill_the_gpu():
+    "So reading again takes less time than what it saves: 'auto' does so wherever there is more than one chunk"
+    enc = classifier(device='cuda', checkpoint='auto')[0]
+    assert enc.recomputes(tensor([9,1])) and not enc.recomputes(tensor([8,1]))
+    enc.bptt = 70
+    assert enc.most_rows()>400

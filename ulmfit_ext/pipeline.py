@@ -9,6 +9,7 @@ __all__ = ['ULMFiT']
 from fastai.text.all import *
 import hashlib
 from .callback.unfreeze import *
+from .callback.loss import *
 from .callback.precision import *
 from .core import *
 from .text.tokens import *
@@ -191,7 +192,7 @@ def fit_classifier(self:ULMFiT,
         learn = self._from_disk('classifier', side, settings[side], partial(self._read_classifier, side, **kwargs))
         if learn is None:
             learn = self._new_classifier(side, **kwargs)
-            learn.fit_gradual(**how, cbs=L(cbs) + L(bfloat16(learn.dls.device) if bf16 else None))
+            learn.fit_gradual(**how, cbs=L(cbs) + L(LossOnGPU()) + L(bfloat16(learn.dls.device) if bf16 else None))
             def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
             self._to_disk('classifier', side, settings[side], learn, _write)
         self.learns[side] = learn
