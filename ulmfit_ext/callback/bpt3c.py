@@ -271,14 +271,14 @@ class _Recomputed(torch.autograd.Function):
 # %% ../../nbs/04_callback.bpt3c.ipynb #7f945325
 class ChunkedEncoder(Module):
     "Read documents in chunks of `bptt` tokens and pool mean, max and last over all of each: the same result in any batch"
-    memory_budget = 2**31 # bytes of activations beyond which `checkpoint='auto'` recomputes
+    memory_budget = 2**31 # bytes of activations beyond which `checkpoint='auto'` recomputes on a CPU
     rows = None # chunks are read again side by side, up to so many rows; None: 24, on a GPU as many as have 2**15 tokens
     own = None # the encoder and the head that a `BPT3C` replaced
     def __init__(self,
         module:AWD_LSTM, # The encoder proper
         bptt:int=70, # Tokens in a chunk; the state is carried from one to the next
         max_len:int=None, # How many tokens, from the document's end, gradients reach; None: all
-        checkpoint:bool|str='auto', # Recompute activations? 'auto': when a batch's would need more than `memory_budget`
+        checkpoint:bool|str='auto', # Recompute activations? 'auto': as `recomputes` says
         pad_idx:int=1, # The id of padding
         cross:bool=False, # Do gradients cross from a chunk into the one before? Then all activations are kept
     ):
@@ -300,7 +300,7 @@ class ChunkedEncoder(Module):
     def recomputes(self,
         lens:Tensor, # Tokens of each document that gradients reach
     ) -> bool: # Will the activations of such a batch be forgotten and made again?
-        "Whether to recompute: as `checkpoint` says; 'auto': as the text above says"
+        "Whether to recompute: as `checkpoint` says; 'auto': on a GPU if there are several chunks, elsewhere to keep to `memory_budget`"
         if self.checkpoint!='auto' or self.cross: return self.checkpoint is True and not self.cross
         weight = self.module.encoder.weight
         if weight.is_cuda: return bool((lens>self.bptt).any())
@@ -352,7 +352,7 @@ class BPT3C(GivesBack):
     def __init__(self,
         bptt:int=70, # Tokens in a chunk
         max_len:int=None, # How many tokens, from the document's end, gradients reach; None: all
-        checkpoint:bool|str='auto', # Recompute activations? 'auto': when a batch's need more than 2 GiB
+        checkpoint:bool|str='auto', # Recompute activations? 'auto': on a GPU, and when a batch's need more than 2 GiB
         cross:bool=False, # Do gradients cross from a chunk into the one before? In the paper's code they do not
     ):
         if bptt<1: raise ValueError(f"bptt is {bptt}: a chunk has at least one token")

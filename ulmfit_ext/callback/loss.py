@@ -167,7 +167,6 @@ class LinearCrossEntropy(_RecordsByTexts):
     def before_fit(self):
         if is_fitting(self.learn) and not _is_cross_entropy(self.loss_func):
             warn(f"LinearCrossEntropy has nothing to do: the loss function is {self.loss_func}, and is given all logits")
-        self.now = self.block
 
     def before_batch(self):
         self.give_back()
@@ -206,7 +205,7 @@ def _loss(self:LinearCrossEntropy, _, targ):
     "The learner's loss function for one call"
     hidden,loss,layer = self.hidden,self.own_loss.func,_output_layer(self.learn)
     self.give_back()
-    self.now = self.now or _block_for(hidden.device)
+    self.now = self.now or self.block or _block_for(hidden.device) # decided once
     args = hidden,layer.weight,layer.bias,targ.long(),loss,self.now,self.add_texts
     if self.training and self.by_texts:
         with torch.no_grad(): linear_cross_entropy(*args)
