@@ -151,3 +151,10 @@ def test_run_as_the_documentation_says(tmp_path):
     out = subprocess.run(cmd, cwd=tmp_path, capture_output=True, text=True)
     assert out.returncode==0, out.stderr
     assert load_results(tmp_path/'res.json')['corpus']['runs'] and 'million tokens are read' in out.stdout
+
+@pytest.mark.parametrize('more,says', [([], ['fastai','BPT3C, kept','BPT3C, recomputed','LinearCrossEntropy']), (['--profile'], ['Self CPU','Calls that may wait'])])
+def test_the_gpu_script_works_without_a_gpu_and_without_the_rest_of_the_library(more, says):
+    code = (f"import sys,runpy; sys.modules.update(dict.fromkeys('spacy safetensors typer pyarrow'.split())); "
+            f"sys.argv = ['gpu.py', '--quick', '--steps', '1', '--device', 'cpu', *{more}]; runpy.run_path({str(folder_of_scripts/'gpu.py')!r}, run_name='__main__')")
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, capture_output=True, text=True).stdout
+    assert all(o in out for o in says)

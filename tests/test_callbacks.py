@@ -442,7 +442,6 @@ def test_is_first(tmp_path):
 @pytest.fixture
 def clock(monkeypatch):
     "A clock that moves on only when it is told to"
-    from types import SimpleNamespace
     now = SimpleNamespace(t=1000.)
     monkeypatch.setattr('ulmfit_ext.callback.schedule.time', SimpleNamespace(time=lambda: now.t))
     return now
@@ -516,7 +515,7 @@ def test_a_weight_dropout_of_ones_own_is_left_alone(kwargs, state, monkeypatch):
     "What is no layer of an AWD-LSTM runs as in fastai, under autocast too"
     import ulmfit_ext.callback.precision as module
     mend_weight_dropout()
-    monkeypatch.setattr(module, '_lstm_bf16', lambda rnn, x, hc: ('ours', rnn))
+    monkeypatch.setattr(module, '_lstm_mkldnn', lambda rnn, x, hc: ('ours', rnn))
     monkeypatch.setattr(module, 'can_bfloat16', lambda: True)
     rnn = nn.LSTM(5, 5, **kwargs)
     drop,x = WeightDropout(rnn, 0.1),torch.randn(3, 4, 5)
@@ -525,6 +524,38 @@ def test_a_weight_dropout_of_ones_own_is_left_alone(kwargs, state, monkeypatch):
     monkeypatch.setattr(rnn, 'forward', lambda *args: ('its own', rnn))
     with torch.autocast('cpu', torch.bfloat16): got = drop(x, hc)[0]
     assert got==('ours' if kwargs==dict(batch_first=True) and state else 'its own')
+
+class OnGPU(Tensor):
+    "A tensor that says it is on a GPU"
+    data = property(lambda self: SimpleNamespace(device=torch.device('cuda')))
+
+@pytest.mark.parametrize('kwargs', [dict(batch_first=True), dict(), dict(num_layers=2), dict(bidirectional=True)])
+def test_no_lstm_runs_under_autocast_on_a_gpu(kwargs, monkeypatch):
+    "A layer of an AWD-LSTM computes in bfloat16 by itself, any other in 32 bits"
+    mend_weight_dropout()
+    drop,x = WeightDropout(nn.LSTM(5, 5, **kwargs), 0.),torch.randn(3, 4, 5)
+    hc = [torch.zeros_like(o) for o in drop(x)[1]]
+    def run(x):
+        drop.zero_grad()
+        out,(h,c) = drop(x, hc)
+        (out.sum()*1e-7).backward()
+        return [out, h, c, *[p.grad for p in drop.parameters()]]
+    exact = run(x)
+    monkeypatch.setattr(torch, 'is_autocast_enabled', lambda kind: kind=='cuda')
+    monkeypatch.setattr(torch, 'get_autocast_dtype', lambda kind: torch.bfloat16)
+    got,is_layer = run(x.as_subclass(OnGPU)),kwargs==dict(batch_first=True)
+    assert {o.dtype for o in got[:3]}=={torch.bfloat16 if is_layer else torch.float32}
+    for a,b in zip(exact, got):
+        off = (a-b).norm()/a.norm()
+        assert 0<off<.02 if is_layer else off==0
+
+def test_weights_in_one_piece():
+    "Next to each other in memory, and each gets its gradient"
+    ws = [torch.randn(n, requires_grad=True) for n in (3,5)]
+    a,b = in_one_piece(ws, torch.float64)
+    assert a.dtype==torch.float64 and b.data_ptr()==a.data_ptr()+3*8
+    (a.sum()+2*b.sum()).backward()
+    assert ws[0].grad.tolist()==[1]*3 and ws[1].grad.tolist()==[2]*5
 
 def test_weight_dropout_reads_packed_sequences():
     mend_weight_dropout()

@@ -241,6 +241,15 @@ def test_pretraining_that_is_done_is_not_done_again(tmp_path, quiet, capsys):
     with no_training(): pretrain_lm(texts, tmp_path/'lm', **{**kw, 'seed':1})    # other settings are another training
     with pytest.raises(UlmfitError, match="'one_cycle' or 'stlr'"): pretrain_lm(texts, tmp_path/'lm', **kw, schedule='cosine')
 
+@pytest.mark.parametrize('where,want', [('cpu',2_000_000), ('cuda',50_000_000)])
+def test_parts_are_longer_on_a_gpu(tmp_path, quiet, monkeypatch, where, want):
+    "Where two million tokens take two seconds"
+    import ulmfit_ext.lm as module
+    monkeypatch.setattr(module, 'one_param', lambda model: SimpleNamespace(device=SimpleNamespace(type=where)))
+    pretrain_lm(table(200).text.tolist(), tmp_path/'lm', **{**kw, 'part':None, 'n_epoch':1})
+    card = json.loads((tmp_path/'lm'/'config.json').read_text())['directions']['forward']
+    assert card['settings']['part']==want and len(card['history'])==1
+
 def test_pretraining_begins_from_other_weights(tmp_path, quiet, capsys):
     "Also where the vocabulary is another: what was known is known at the first step"
     texts,gentle = table(200).text.tolist(),{**kw, 'n_epoch':1, 'lr_max':1e-8}

@@ -635,3 +635,48 @@ def test_a_validation_that_another_callback_cancels():
     learn = lm(cbs=[LinearCrossEntropy(900), Cancel()])
     with learn.no_logging(): learn.fit(1, 1e-2)
     assert len(learn.recorder.losses)==len(learn.dls.train)
+
+# the loss on a GPU
+
+class Elsewhere(LossOnGPU):
+    "As on a GPU; notes what is shown"
+    order = LossOnGPU.order
+    def before_train(self):
+        self.give_back()
+        self.begin()
+        self.seen = []
+    def after_batch(self):
+        super().after_batch()
+        self.seen.append(self.learn.smooth_loss)
+
+def test_losses_are_the_same_there():
+    "Smoothed by the same formula; what is shown is read twice a second, the rest once an epoch"
+    def fit(*cbs):
+        learn = lm()
+        with learn.no_logging(): learn.fit(2, 0.01, cbs=[*cbs, LinearCrossEntropy(900)])
+        return learn
+    cb = Elsewhere()
+    a,b = fit(),fit(cb)
+    assert torch.equal(torch.stack(a.recorder.losses), torch.stack(b.recorder.losses)) and a.recorder.values==b.recorder.values
+    assert 'accumulate' not in vars(b.recorder.smooth_loss) and torch.equal(a.recorder.smooth_loss.value, b.recorder.smooth_loss.value)
+    assert len(set(map(id, cb.seen)))<len(cb.seen) and cb.seen[0] is cb.seen[1]
+
+def test_losses_are_there_after_an_error():
+    learn = lm()
+    with pytest.raises(KeyboardInterrupt), learn.no_logging(): learn.fit(1, cbs=[Elsewhere(), Interrupt('after_step', KeyboardInterrupt)])
+    assert 'accumulate' not in vars(learn.recorder.smooth_loss)
+
+def test_on_a_cpu_the_recorder_smooths():
+    learn = lm()
+    class Look(Callback):
+        def after_batch(self): assert 'accumulate' not in vars(self.recorder.smooth_loss)
+    with learn.no_logging(): learn.fit(1, cbs=[LossOnGPU(), Look()])
+
+def test_blocks_by_free_memory(monkeypatch):
+    "A quarter of the free memory at 16 bytes a logit, within limits; 2**24 elsewhere"
+    gpu = SimpleNamespace(type='cuda')
+    for name,value in dict(memory_reserved=3*2**30, memory_allocated=2*2**30).items(): monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    for free,want in ((2**30,2**25), (0,2**24), (100*2**30,2**28)):
+        monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free,None))
+        assert module._block_for(gpu)==want
+    assert module._block_for(torch.device('cpu'))==2**24

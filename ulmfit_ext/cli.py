@@ -392,7 +392,7 @@ def _pretrain_side(o, backwards, minutes):
     learn = pretrain_lm(o.corpus, o.out, o.size or 'small', backwards=backwards, lang=o.lang, text_col=o.text, max_docs=o.docs,
                         pretrained=o.pretrained, max_vocab=o.vocab, workers=o.workers, valid_pct=o.valid_pct,
                         n_epoch=o.epochs, minutes=minutes, lr_max=o.lr, schedule=o.schedule, drop_mult=o.drop_mult, bs=o.bs,
-                        bptt=o.bptt, bf16=o.bf16, part=int(o.part*1e6), half=o.half, seed=o.seed)
+                        bptt=o.bptt, bf16=o.bf16, part=None if o.part is None else int(o.part*1e6), half=o.half, seed=o.seed)
     if not hasattr(learn.recorder, 'losses'): return   # it was there already
     save_figure(loss_curve(learn), o.out/f"{'bwd' if backwards else 'fwd'}.png")
     print(f'It writes: {_sample_text(learn, backwards)}')
@@ -433,7 +433,7 @@ def pretrain(
     bs:int=64, # Streams of text read side by side; less needs less memory
     bptt:int=70, # Tokens read in one piece
     bf16:bool=False, # Compute products in bfloat16
-    part:float=2., # Validate, and write a checkpoint to go on from, after so many million tokens
+    part:float=None, # Validate, and write a checkpoint to go on from, after so many million tokens; 2 if not given, on a GPU 50
     valid_pct:float=0.02, # Share of the documents held out to measure perplexity
     half:bool=False, # Store the weights as 16-bit floats: half the size
     workers:int=None, # Processes that tokenize; one for each processor if not given, 8 at most

@@ -94,7 +94,7 @@ class LMTraining:
         bf16:bool=False, # Compute products in bfloat16? About twice as fast on a GPU, or a processor that can (AMX, AVX-512 BF16)
         bs:int=64, # Streams read side by side
         bptt:int=70, # Tokens in a step
-        part:int=2_000_000, # About how many tokens between one validation, and checkpoint, and the next; None: all of the text
+        part:int=None, # About how many tokens between one checkpoint and the next; None: 2 million, on a GPU 50; 0: all of the text
         seed:int=42, # Which documents are held out, and the random numbers of training
     ):
         store_attr()
@@ -114,8 +114,8 @@ class _ReturnMemory(Callback):
         if self.malloc_trim and self.iter%100==0: self.malloc_trim(0)
 
 def _saving_memory(learn):
-    "A context in which `learn` makes no logits that nobody asks for, and returns memory"
-    cbs = [_ReturnMemory()]
+    "A context in which `learn` makes no logits that nobody asks for, returns memory, and does not wait for a GPU"
+    cbs = [_ReturnMemory(), LossOnGPU()]
     has_one = len(learn._grab_cbs(LinearCrossEntropy))>0
     if isinstance(learn.loss_func, CrossEntropyLossFlat) and not has_one: cbs.append(LinearCrossEntropy())
     return learn.added_cbs(cbs)
@@ -341,6 +341,7 @@ def pretrain_lm(
     set_seed(how.seed)
     learn = lm_learner(dls, config, how.drop_mult, pretrained, path=path, **kwargs)
     all_cbs,how.clip = _clipping(cbs, how.clip)
+    if how.part is None: how.part = 2_000_000 if one_param(learn.model).device.type=='cpu' else 50_000_000
     if cbs: kwargs['cbs'] = cbs
     settings = _pretraining_settings(learn, how, config, pretrained, valid_pct=valid_pct, max_docs=max_docs, **kwargs)
     if _is_trained(learn, path, settings, half): return learn

@@ -10,6 +10,7 @@ from fastai.text.all import *
 import hashlib
 from dataclasses import asdict,replace
 from .callback.unfreeze import *
+from .callback.loss import *
 from .callback.precision import *
 from .core import *
 from .text.tables import *
@@ -210,7 +211,7 @@ def fit_classifier(self:ULMFiT,
     self.save()
     return self
 
-def _all_cbs(learn, cbs, bf16): return L(cbs) + L(bfloat16(learn.dls.device) if bf16 else None)
+def _all_cbs(learn, cbs, bf16): return L(cbs) + L(LossOnGPU()) + L(bfloat16(learn.dls.device) if bf16 else None)
 
 @patch
 def _new_classifier(self:ULMFiT, side, config=None, data=None, **kwargs):

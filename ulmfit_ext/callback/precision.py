@@ -8,6 +8,7 @@ __all__ = ['can_bfloat16', 'has_bfloat16', 'mend_weight_dropout', 'CPUBfloat16',
 # %% ../../nbs/07_callback.precision.ipynb #a0000020
 from fastai.text.all import *
 from .groups import *
+from .bpt3c import in_one_piece,lstm_layer
 
 # %% ../../nbs/07_callback.precision.ipynb #6f8d79be
 def can_bfloat16() -> bool: # True takes AVX-512
@@ -31,33 +32,50 @@ def _is_awd_layer(rnn):
     return (isinstance(rnn, nn.LSTM) and rnn.batch_first and rnn.bias and rnn.num_layers==1
             and not rnn.bidirectional and not rnn.proj_size)
 
-def _casts_on_cpu(x):
-    "Is `x` a tensor on the CPU, and would autocast turn it into bfloat16?"
-    return (isinstance(x, Tensor) and x.device.type=='cpu'
-            and torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu')==torch.bfloat16)
+def _inputs(rnn, x, hc):
+    "What a layer computes from: `x` (batch, steps, n_in) with steps first, output and cell before the first, the weights"
+    ws = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
+    return [o.as_subclass(Tensor) for o in (x.transpose(0, 1), hc[0][0], hc[1][0], *ws)]
 
-def _lstm_bf16(rnn, x, hc):
-    "The output and state of a layer of an LSTM; `x` (batch, steps, n_in)"
-    ins = [x.transpose(0, 1).contiguous(), rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0,
-           hc[0][0], hc[1][0]]
-    ins = [o.as_subclass(Tensor).bfloat16() for o in ins]
+def _lstm_mkldnn(rnn, x, hc):
+    "The output and state of a layer of an LSTM on a CPU, computed in bfloat16"
+    x,h,c,*ws = [o.bfloat16() for o in _inputs(rnn, x, hc)]
     # reverse, batch_sizes, mode (2: LSTM), hidden size, layers, bias, bidirectional, batch first, training
-    y,h,c,_ = torch.mkldnn_rnn_layer(*ins, False, [], 2, rnn.hidden_size, 1, True, False, False, torch.is_grad_enabled())
+    args = False, [], 2, rnn.hidden_size, 1, True, False, False, torch.is_grad_enabled()
+    y,h,c,_ = torch.mkldnn_rnn_layer(x.contiguous(), *ws, h, c, *args)
     return y.transpose(0, 1).float(),(h[None].float(), c[None].float())
 
-def _run(self, *args):
-    "Run the wrapped module with dropped weights; a layer of an AWD-LSTM under autocast on a CPU in one call"
-    self._setweights()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', category=UserWarning) # of weights that are not in one piece
-        ours = _is_awd_layer(self.module) and len(args)==2 and args[1] is not None and _casts_on_cpu(args[0])
-        if not ours: return self.module(*args)
-        if can_bfloat16(): return _lstm_bf16(self.module, *args)
-        with torch.autocast('cpu', enabled=False): return self.module(args[0].float(), args[1])
+def _lstm_cudnn(rnn, x, hc, dtype):
+    "The output and state of a layer of an LSTM on a GPU, computed in `dtype` and of this type"
+    x,h,c,*ws = _inputs(rnn, x, hc)
+    with torch.autocast(x.device.type, enabled=False):
+        y,h,c = lstm_layer(x.to(dtype), h.to(dtype), c.to(dtype), in_one_piece(ws, dtype))
+    return y.transpose(0, 1),(h[None], c[None])
 
 # %% ../../nbs/07_callback.precision.ipynb #80fbe02b
+def _float(o):
+    "Inputs of a recurrent module in 32 bits"
+    if o is None: return None
+    return o.float() if hasattr(o, 'float') else tuple(map(_float, o))
+
+def _run(self, *args):
+    "Run the wrapped module with dropped weights; an LSTM never by way of `autocast` to bfloat16"
+    self._setweights()
+    rnn,x = self.module,args[0]
+    kind = x.data.device.type # of a tensor, or of a packed sequence
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    is_layer = _is_awd_layer(rnn) and isinstance(x, Tensor) and len(args)==2 and args[1] is not None
+    if is_layer and kind=='cuda': return _lstm_cudnn(rnn, *args, dtype or rnn.weight_hh_l0.dtype)
+    ours = is_layer if kind=='cpu' else isinstance(rnn, nn.RNNBase)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', category=UserWarning) # of weights that are not in one piece
+        if not ours or dtype!=torch.bfloat16: return rnn(*args)
+        if is_layer and can_bfloat16(): return _lstm_mkldnn(rnn, *args)
+        with torch.autocast(kind, enabled=False): return rnn(*map(_float, args))
+
+# %% ../../nbs/07_callback.precision.ipynb #90e9952d
 def mend_weight_dropout():
-    "Make fastai's `WeightDropout` work without dropout (`drop_mult=0`), and in bfloat16 on a CPU. Once is enough"
+    "Make fastai's `WeightDropout` work without dropout (`drop_mult=0`), and in bfloat16. Once is enough"
     WeightDropout._setweights,WeightDropout.forward = _set_weights,_run
 
 # %% ../../nbs/07_callback.precision.ipynb #1efceab4
@@ -86,8 +104,9 @@ class CPUBfloat16(GivesBack):
 # %% ../../nbs/07_callback.precision.ipynb #94c81c4a
 def bfloat16(
     device=None, # Where training runs; None: fastai's default device
-) -> Callback: # `CPUBfloat16`, or on a GPU fastai's `MixedPrecision`; cuDNN's LSTMs then run in float16 all the same
-    "What makes a `Learner` compute products in bfloat16 on `device`. Warns where the processor is no faster for it"
+) -> Callback: # `CPUBfloat16`, or on a GPU fastai's `MixedPrecision`
+    "What makes a `Learner` compute products in bfloat16 on `device`; mends `WeightDropout`. Warns where the processor is no faster for it"
+    mend_weight_dropout()
     if torch.device(ifnone(device, default_device())).type!='cpu': return MixedPrecision(AMPMode.BF16)
     if not can_bfloat16():
         warn("This processor cannot multiply in bfloat16: computing in 32 bits")

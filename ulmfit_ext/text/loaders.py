@@ -295,6 +295,10 @@ def create_batches(self:LMLoader, samps):
         if i>=len(self): return # `max_batches` may have changed meanwhile
         yield self.batch(i, range(self.bs))
 
+def _without_waiting(x, device):
+    "The tensor `x` on `device`; a GPU goes on computing while it is copied"
+    return x.pin_memory().to(device, non_blocking=True) if getattr(device, 'type', None)=='cuda' else x
+
 @patch
 def batch(self:LMLoader,
     i:int,   # Which batch
@@ -303,7 +307,7 @@ def batch(self:LMLoader,
     "Batch `i` of some `streams`: tokens, and the token that follows each"
     start,stop = self.cuts[i],self.cuts[i+1]
     places = [s*self.bl + start for s in streams]
-    ids = torch.from_numpy(self.row.read(places, stop-start+1)) # (len(streams), tokens+1)
+    ids = _without_waiting(torch.from_numpy(self.row.read(places, stop-start+1)), self.device) # (len(streams), tokens+1)
     return LMTensorText(ids[:,:-1].contiguous()),TensorText(ids[:,1:].contiguous())
 
 @patch
