@@ -313,7 +313,7 @@ def test_what_an_encoder_cannot_be(dls, tmp_path):
     lm = lm_learner(dls.lm_fwd, size)
     with pytest.raises(UlmfitError, match='n_hid=99 and the encoder has 12'): ulmfit_classifier(dls.clas_fwd, dict(n_hid=99), encoder=lm)
     assert list(ulmfit_classifier(dls.clas_fwd, encoder=lm, metrics=[]).metrics)==[]
-    with pytest.raises(UlmfitError, match='batch size is 1: pass clas_bs=2'): ulmfit_dls(table(), path=tmp_path, bs=1)
+    with pytest.raises(UlmfitError, match='clas_bs is 1: pass at least 2'): ulmfit_dls(table(), path=tmp_path, bs=1)
 
 def test_a_loss_that_is_no_number(tmp_path, quiet):
     class Spoil(Callback):

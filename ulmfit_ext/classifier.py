@@ -13,6 +13,7 @@ from .callback.precision import mend_weight_dropout
 from .core import *
 from .text.loaders import *
 from .weights import *
+from .lm import lm_size
 
 # %% ../nbs/23_classifier.ipynb #dadcff9a
 def _encoder_weights(encoder, dls):
@@ -41,7 +42,7 @@ def _encoder_weights(encoder, dls):
 @delegates(text_classifier_learner, but='dls,arch,seq_len,backwards,pretrained,max_len,opt_func,metrics,splitter,moms', keep=True)
 def ulmfit_classifier(
     dls:DataLoaders, # Classifier data of one direction: `.clas_fwd` or `.clas_bwd` of `ulmfit_dls`
-    config:dict=None, # Sizes and dropouts that differ from the encoder's and fastai's `awd_lstm_clas_config`
+    config:str|dict=None, # A name in `lm_sizes`, or sizes and dropouts that differ from the encoder's and fastai's `awd_lstm_clas_config`
     drop_mult:float=0.5, # Multiplies all dropouts of `config`
     encoder=None, # A language-model learner or what `find_lm` finds, to take the encoder from; None: from scratch
     bptt:int=70, # Tokens in a chunk
@@ -53,10 +54,12 @@ def ulmfit_classifier(
 ) -> TextLearner: # Ready for `fit_gradual`, with only its head unfrozen where an encoder was given
     "A classifier over an AWD-LSTM with concat pooling (section 3.3). Raises `UlmfitError` where `encoder` does not fit `dls`"
     mend_weight_dropout() # for drop_mult=0
-    if isinstance(getattr(dls, 'train', None), LMDataLoader):
-        raise UlmfitError("These are a language model's data: a classifier takes `.clas_fwd` or `.clas_bwd` of `ulmfit_dls`")
     multi = text_setup(dls).multi
-    config = config or {}
+    if isinstance(dls.train, LMDataLoader):
+        raise UlmfitError("These are a language model's data: a classifier takes `.clas_fwd` or `.clas_bwd` of `ulmfit_dls`")
+    check_numbers(bptt=bptt, max_len=max_len, drop_mult=drop_mult)
+    named  = lm_size(config) # raises for a name or a size that cannot be
+    config = named if isinstance(config, str) else config or {}
     wgts,sizes = (None,{}) if encoder is None else _encoder_weights(encoder, dls)
     for k,v in sizes.items():
         if config.get(k, v)!=v:

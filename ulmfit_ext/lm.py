@@ -33,9 +33,13 @@ def lm_size(
     config:str|dict='paper', # A name in `lm_sizes`, or a dict of what differs from the paper's sizes
 ) -> dict: # `emb_sz`, `n_hid`, `n_layers` and whatever else was given
     "The sizes that `config` means. Raises `UlmfitError` for a name that is not known"
-    if not isinstance(config, str): return {**lm_sizes['paper'], **(config or {})}
-    if config in lm_sizes: return dict(lm_sizes[config])
-    raise UlmfitError(f"No language model is called {config!r}: there are {', '.join(lm_sizes)}, or give a dict of sizes")
+    if isinstance(config, str) and config in lm_sizes: return dict(lm_sizes[config])
+    if not isinstance(config, dict|None):
+        raise UlmfitError(f"No language model is called {config!r}: there are {', '.join(lm_sizes)}, or give a dict of sizes")
+    res = {**lm_sizes['paper'], **(config or {})}
+    if unknown := res.keys() - awd_lstm_lm_config.keys():
+        raise UlmfitError(f"config has {listing(unknown)}, which an AWD_LSTM has not: pass some of {listing(awd_lstm_lm_config, 12)}")
+    return {**res, **check_numbers(**{k: res[k] for k in lm_sizes['paper']})}
 
 # %% ../nbs/22_lm.ipynb #0c2311c2
 @delegates(LMLearner, but='dls,model')
@@ -52,6 +56,7 @@ def lm_learner(
 ) -> LMLearner: # With all layers unfrozen
     "A language model over an AWD-LSTM with the paper's choices. Raises `UlmfitError` where `pretrained` cannot be had"
     mend_weight_dropout() # for drop_mult=0
+    check_numbers(drop_mult=drop_mult)
     sizes,setup = lm_size(config),text_setup(dls)
     if setup.classes is not None:
         raise UlmfitError("These are a classifier's data: a language model takes `.lm_fwd` or `.lm_bwd` of `ulmfit_dls`")
@@ -99,10 +104,10 @@ class LMTraining:
     ):
         store_attr()
         if schedule not in ('one_cycle','stlr'): raise UlmfitError(f"schedule is {schedule!r}: 'one_cycle' or 'stlr'")
-        if minutes is None and n_epoch<1: raise UlmfitError(f"n_epoch is {n_epoch}: at least one, or pass minutes")
-        if minutes is not None and minutes<=0:
-            raise UlmfitError(f"minutes is {minutes}: more than none, or leave it out to train for n_epoch epochs")
-        if minutes is not None: self.n_epoch,self.schedule = None,'stlr' # the time decides
+        numbers = dict(minutes=minutes, lr_max=lr_max, drop_mult=drop_mult, clip=clip, wd=wd, bs=bs, bptt=bptt, part=part, seed=seed)
+        vars(self).update(check_numbers(**numbers))
+        if minutes is None: check_numbers(n_epoch=n_epoch)
+        else: self.n_epoch,self.schedule = None,'stlr' # the time decides
 
 # %% ../nbs/22_lm.ipynb #47c8cdd1
 class _ReturnMemory(Callback):
@@ -161,6 +166,7 @@ def finetune_lm(
     **kwargs
 ) -> LMLearner: # Trained
     "Fine-tune a language model on the target's text (section 3.2). Raises `UlmfitError` for fewer epochs than one"
+    check_numbers(factor=factor)
     how = LMTraining(n_epoch, minutes, lr_max, 'stlr', drop_mult, clip, wd, bf16)
     learn = lm_learner(dls.lm(backwards) if isinstance(dls, UlmfitDls) else dls, config, drop_mult, pretrained, **kwargs)
     cbs,_ = _clipping(cbs, clip)
@@ -175,6 +181,7 @@ def loss_curve(
 ): # Axes of a figure that is not shown
     "Draw the training and validation losses of the last fit"
     import matplotlib.pyplot as plt
+    if not getattr(learn.recorder, 'losses', None): raise UlmfitError("There are no losses to draw: fit the learner first")
     if title is None:
         setup = text_setup(learn.dls)
         title = f"{'Language model' if setup.classes is None else 'Classifier'}, {setup.direction}"
@@ -202,6 +209,7 @@ def corpus_dls(
     workers:int=None, # Processes that tokenize; None: one for each processor, 8 at most
 ) -> UlmfitDataLoaders: # Of a language model; the held-out documents are the same in both directions
     "Language-model data of a corpus, from one vocabulary and one split for both directions. Raises `UlmfitError` where there is no text"
+    check_numbers(min_freq=min_freq, max_vocab=max_vocab)
     toks = tokenize_corpus(corpus, lang, path, text_col, max_docs, workers)
     if len(toks)<2:
         raise UlmfitError("The corpus has one document only: some have to be held out. "

@@ -27,7 +27,7 @@ _sides = {'both': ('fwd','bwd'), 'fwd': ('fwd',), 'bwd': ('bwd',)}
 _ways  = dict(fwd='forward', bwd='backward')
 
 def _check(directions, config):
-    if directions not in _sides: raise UlmfitError(f"directions is {directions!r}: 'both', 'fwd' or 'bwd'")
+    if directions not in list(_sides): raise UlmfitError(f"directions is {directions!r}: 'both', 'fwd' or 'bwd'")
     lm_size(config)
 
 def _data_sha256(dls):
@@ -49,9 +49,9 @@ class ULMFiT:
         seed:int=None, # Random numbers of training; None: not set
     ):
         _check(directions, config)
-        seed = None if seed is None else int(seed) # Python's generator takes no number of NumPy's
+        bptt,seed = check_numbers(bptt=bptt, seed=seed).values()
         store_attr(but='path')
-        self.path,self.sides = Path(path).expanduser(),_sides[directions]
+        self.path,self.sides = as_path(path),_sides[directions]
         make_dir(self.path)
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
@@ -94,7 +94,7 @@ def from_df(cls:ULMFiT,
 ) -> ULMFiT:
     "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
     _check(directions, config)
-    path = Path(path).expanduser()
+    path = as_path(path)
     pretrained,words,lang = _start_from(pretrained, directions, config, lang)
     make_dir(path)
     dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=words if all_words else None, **kwargs)
@@ -184,7 +184,7 @@ def fit_classifier(self:ULMFiT,
     "Stage three: train the classifier of each direction with `fit_gradual`, or read it from disk"
     self._can_train()
     check_place(self.folder)
-    how = dict(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
+    how = check_numbers(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
     given = dict(cbs=cbs) if cbs else {}
     settings = {s: self._classifier_settings(s, bf16=bf16, **how, **kwargs, **given) for s in self.sides}
     for side in self.sides:
@@ -203,7 +203,7 @@ def fit_classifier(self:ULMFiT,
 def _new_classifier(self:ULMFiT, side, config=None, **kwargs):
     "A classifier of one direction that is not trained yet"
     encoder = self.lms.get(side, self.pretrained)
-    if encoder is None: config = {**lm_size(self.config), **(config or {})}
+    if encoder is None and not isinstance(config, str): config = {**lm_size(self.config), **(config or {})}
     return ulmfit_classifier(self._dls('clas', side), config, encoder=encoder, bptt=self.bptt, path=self.path, **kwargs)
 
 @patch
@@ -272,7 +272,7 @@ def save(self:ULMFiT,
     path=None, # Folder; None: `path/model`, or the folder that `load` read
 ) -> Path: # The folder
     "Save the trained classifier as a model folder"
-    path = Path(path or self.folder)
+    path = as_path(path or self.folder)
     self.ensemble.save(path)
     return path
 
@@ -282,7 +282,7 @@ def load(cls:ULMFiT,
 ) -> ULMFiT:
     "Read a trained classifier, to predict and validate with. To train further, make the object from its data with `from_df`"
     res = cls.__new__(cls) # there are no data to make it from
-    res.path = Path(path).expanduser()
+    res.path = as_path(path)
     res.folder = res.path/'model' if (res.path/'model').is_dir() else res.path
     res.sides,res.lms,res.learns = (),{},{}
     res._ensemble = load_ulmfit(res.folder)

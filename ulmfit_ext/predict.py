@@ -39,8 +39,7 @@ class Predictor:
         quantize:bool=False, # Read with a copy whose LSTMs are in 8-bit integers, on the CPU?
         max_tokens:int=None, # Tokens read at a time; None: 1,536 on the CPU, 32,768 elsewhere
     ):
-        if max_tokens is not None and max_tokens<1:
-            raise UlmfitError(f"max_tokens is {max_tokens}: at least one token is read at a time")
+        check_numbers(max_tokens=max_tokens)
         self.model,self.quantize,self.max_tokens = as_model(learn),quantize,max_tokens
         if not quantize: return
         with self.model.predicting() as module:

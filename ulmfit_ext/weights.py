@@ -18,6 +18,8 @@ from .text.loaders import *
 def awd_sizes(learn) -> dict:
     "The sizes of the AWD-LSTM of a language model: `emb_sz`, `n_hid`, `n_layers`"
     awd = get_model(learn.model)[0]
+    if not isinstance(awd, AWD_LSTM):
+        raise UlmfitError(f"This learner's model begins with a {type(awd).__name__}, and a language model with an AWD_LSTM: see `lm_learner`")
     return dict(emb_sz=awd.emb_sz, n_hid=awd.n_hid, n_layers=awd.n_layers)
 
 def check_lm_folder(path, vocab, sizes) -> dict:
@@ -157,7 +159,7 @@ def lm_folder(
 ) -> Path: # The folder, or file, of that path
     "Where the files of a language model are; those of a name may be downloaded"
     folder_of = named_lms.get(str(pretrained))
-    return Path(pretrained).expanduser() if folder_of is None else folder_of(backwards)
+    return as_path(pretrained, 'pretrained') if folder_of is None else folder_of(backwards)
 
 # %% ../nbs/20_weights.ipynb #ad94f900
 def find_lm(
