@@ -13,7 +13,7 @@ from .callback.precision import mend_weight_dropout
 from .core import *
 from .text.loaders import *
 from .weights import *
-from .lm import lm_size
+from .lm import awd_adam,lm_size
 
 # %% ../nbs/23_classifier.ipynb #dadcff9a
 def _encoder_weights(encoder, dls):
@@ -65,7 +65,7 @@ def ulmfit_classifier(
         if config.get(k, v)!=v:
             raise UlmfitError(f"config says {k}={config[k]} and the encoder has {v}: "
                               "leave it out of config, or pass no encoder")
-    opt_func = ifnone(opt_func, partial(Adam, mom=0.7, sqr_mom=0.99))
+    opt_func = ifnone(opt_func, partial(Adam, **awd_adam))
     metrics  = ifnone(metrics, accuracy_multi if multi else accuracy)
     learn = text_classifier_learner(dls, AWD_LSTM, seq_len=bptt, max_len=None, config={**sizes, **config}, drop_mult=drop_mult,
                                     pretrained=False, opt_func=opt_func, metrics=metrics, **kwargs)

@@ -37,6 +37,8 @@ def _data_sha256(dls):
     h.update(json.dumps([dls.vocab, dls.y, dls.classes], default=str).encode())
     return h.hexdigest()
 
+def _dropouts(config): return {k: p for k,p in config.items() if k.endswith('_p')}
+
 class ULMFiT:
     "The three stages of ULMFiT in both directions (section 3), each step kept on disk"
     def __init__(self,
@@ -154,9 +156,10 @@ def fit_lm(self:ULMFiT,
 
     It reads the training texts and those without labels; the validation texts measure it."""
     self._can_train()
-    how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, **kwargs)
-    if cbs: how['cbs'] = cbs
-    settings = {s: plain_settings(**self.inputs[s], **how) for s in self.sides}
+    how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, cbs=cbs or None,
+               **kwargs)
+    fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_lm_config))
+    settings = {s: training_settings(Learner.fit_stlr, ULMFiT.fit_lm, **{**fixed, **self.inputs[s], **how}) for s in self.sides}
     for side in self.sides:
         def _read(folder): return lm_learner(self._dls('lm', side), self.config, drop_mult, folder, **{**kwargs, 'verbose':False})
         learn = self._from_disk('lm', side, settings[side], _read)
@@ -185,8 +188,7 @@ def fit_classifier(self:ULMFiT,
     self._can_train()
     check_place(self.folder)
     how = check_numbers(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
-    given = dict(cbs=cbs) if cbs else {}
-    settings = {s: self._classifier_settings(s, bf16=bf16, **how, **kwargs, **given) for s in self.sides}
+    settings = {s: self._classifier_settings(s, bf16=bf16, cbs=cbs or None, **how, **kwargs) for s in self.sides}
     for side in self.sides:
         learn = self._from_disk('classifier', side, settings[side], partial(self._read_classifier, side, **kwargs))
         if learn is None:
@@ -220,7 +222,8 @@ def _classifier_settings(self:ULMFiT, side, **settings):
     "What tells the classifier of one direction from others, as JSON holds it"
     if side not in self.lms: self._warn_of_lm(side)
     encoder = fingerprint(self.lms.get(side, self.pretrained), side=='bwd')
-    return plain_settings(**self.inputs[side], encoder_sha256=encoder, classifier_bptt=self.bptt, **settings)
+    fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_clas_config), encoder_sha256=encoder, classifier_bptt=self.bptt)
+    return training_settings(Learner.fit_gradual, ULMFiT.fit_classifier, **{**fixed, **self.inputs[side], **settings})
 
 @patch
 def _warn_of_lm(self:ULMFiT, side):
