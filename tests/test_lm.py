@@ -296,7 +296,7 @@ def test_words_where_there_are_no_spaces(tmp_path):
     test_close(per_word('東京は大きい 町', 'ja:chars'), 2**(9/8), eps=1e-6)
     test_eq(per_word('東京は大きい'*200, 'xx:chars'), math.inf)            # said to have spaces: one word of 1,200 characters
 
-@pytest.mark.parametrize('more,match', [(dict(pretrained='nosuch'), 'nosuch is not a language model'), (dict(config='huge'), 'paper, small, tiny'), (dict(valid_pct=0), 'valid_pct=0'),
+@pytest.mark.parametrize('more,match', [(dict(pretrained='nosuch'), 'nosuch is not a language model'), (dict(config='huge'), 'paper, small, tiny'), (dict(valid_pct=0), 'valid_pct is 0'),
                                         (dict(n_epoch=0), 'n_epoch is 0'), (dict(minutes=0), 'minutes is 0')])
 def test_what_is_wrong_is_said_before_the_corpus_is_read(tmp_path, monkeypatch, more, match):
     def read(*args): raise AssertionError('the corpus was read')

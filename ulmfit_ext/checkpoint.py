@@ -39,7 +39,8 @@ def training_settings(
 ) -> dict:
     "`plain_settings` of a training, with the defaults of the day: a version of the library with others finds none of its pieces"
     defaults = {k: p.default for f in functions for k,p in inspect.signature(f).parameters.items() if p.default is not p.empty}
-    return plain_settings(**{k: v for k,v in {**defaults, **given}.items() if k not in _beside})
+    settings = {**defaults, **given}
+    return plain_settings(**{k: v for k,v in settings.items() if k not in _beside and (k!='cbs' or v)}) # no callbacks are no setting
 
 def why_again(settings) -> str:
     "Why a piece of these settings is trained again each time; empty where it is not"

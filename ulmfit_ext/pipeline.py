@@ -156,7 +156,7 @@ def fit_lm(self:ULMFiT,
 
     It reads the training texts and those without labels; the validation texts measure it."""
     self._can_train()
-    how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, cbs=cbs or None,
+    how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, cbs=cbs,
                **kwargs)
     fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_lm_config))
     settings = {s: training_settings(Learner.fit_stlr, ULMFiT.fit_lm, **{**fixed, **self.inputs[s], **how}) for s in self.sides}
@@ -188,7 +188,7 @@ def fit_classifier(self:ULMFiT,
     self._can_train()
     check_place(self.folder)
     how = check_numbers(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
-    settings = {s: self._classifier_settings(s, bf16=bf16, cbs=cbs or None, **how, **kwargs) for s in self.sides}
+    settings = {s: self._classifier_settings(s, bf16=bf16, cbs=cbs, **how, **kwargs) for s in self.sides}
     for side in self.sides:
         learn = self._from_disk('classifier', side, settings[side], partial(self._read_classifier, side, **kwargs))
         if learn is None:
