@@ -76,7 +76,7 @@ def test_paths(f):
 
 def test_texts(u):
     for wrong in (3, None, Path('texts.csv')):
-        with refuses('texts is a'): u.predict_df(wrong)
+        with refuses('expected a list of texts and got a'): u.predict_df(wrong)
 
 def test_a_learner_without_data(u):
     learn = TextModel.load(u.folder).to_learner()

@@ -276,7 +276,7 @@ def test_predict_df_names(ens):
     assert list(ens.predict_df(df).columns)==['text','label','pos','pred_label','confidence','neg','p_pos'] and ens.predict_df(df).label[0]=='pos'
     with raises('rename'): ens.predict_df(df.assign(pred_label=1))
     with raises('no column'): ens.predict_df(df, text_col='body')
-    with raises('single string'): ens.predict_df('good')
+    with raises('got one'): ens.predict_df('good')
     assert len(ens.predict_df([]))==0 and len(ens.predict_df(df[:0]))==0
 
 def test_classes_named_like_columns(tmp_path):

@@ -95,10 +95,12 @@ def as_texts(
 ) -> list: # A string for each
     "Each cell as text. Raises `UlmfitError` where `texts` is one string or a whole table"
     if isinstance(texts, (str,bytes)):
-        raise UlmfitError(f"expected a list of texts and got one: write [text] (got {str(texts)[:40]!r})")
+        raise UlmfitError(f"expected a list of texts and got one: pass [text] (got {str(texts)[:40]!r})")
     if hasattr(texts, 'columns'):
         raise UlmfitError(f"expected a list of texts and got a {type(texts).__name__}: pass one column of it, "
                           f"df['text'] (columns: {listing(texts.columns)})")
+    if not hasattr(texts, '__iter__'):
+        raise UlmfitError(f"expected a list of texts and got a {type(texts).__name__}: pass a list, a column or any iterable of strings")
     return [as_text(o) for o in texts]
 
 # %% ../nbs/10_core.ipynb #72c18fa2

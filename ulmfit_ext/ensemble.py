@@ -172,7 +172,7 @@ def _loaders(self:BidirEnsemble, ds_idx):
 def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True):
     "Each direction's outputs before softmax or sigmoid, and the targets (None for texts)"
     if texts is not None:
-        texts = listed_texts(texts)
+        texts = as_texts(texts)
         return {way: self.predictor(way).logits(texts, progress) for way in self.models}, None
     outs,targs = {},{}
     loaders = self._loaders(ds_idx) if dl is None else _by_way(dl, self.models)
@@ -323,7 +323,7 @@ def _as_table(texts, text_col):
     import pandas as pd
     if isinstance(texts, pd.DataFrame): return texts
     if isinstance(texts, pd.Series):    return texts.to_frame(text_col)
-    return pd.DataFrame({text_col: pd.Series(listed_texts(texts), dtype=object)})
+    return pd.DataFrame({text_col: pd.Series(as_texts(texts), dtype=object)})
 
 def _free_name(name, taken, prefix):
     "`name`, or if it is taken `name` with `prefix`"
