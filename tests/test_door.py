@@ -84,5 +84,5 @@ def test_a_learner_without_data(u):
         with refuses('no texts to train on'), learn.no_bar(): f()
 
 def test_what_is_no_language_model(learn, path):
-    with refuses('begins with a ChunkedEncoder'): save_lm(learn, path/'lm')
+    with refuses('begins with a ChunkedEncoder and not'): save_lm(learn, path/'lm')
     with refuses('fit the learner first'): loss_curve(learn)

@@ -99,7 +99,7 @@ def test_predictor_leaves_the_learner_alone(ens):
 
 @pytest.mark.parametrize('bad', ['one text', b'bytes', 3, None, pd.DataFrame(dict(text=['a']))])
 def test_not_a_list_of_texts(ens, bad):
-    with raises('pass'): Predictor(ens.fwd)(bad)
+    with raises('expected a list of texts'): Predictor(ens.fwd)(bad)
 
 def test_odd_texts(ens):
     texts = ['', '   ', '\n', 'x'*3000, 'good '*2000, '\u2028', '😀'*50, None, 5, 'a\x00b', '\ud800']

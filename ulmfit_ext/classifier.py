@@ -29,7 +29,7 @@ def _encoder_weights(encoder, dls):
             raise UlmfitError("The language model and the classifier have different vocabularies: "
                               "make both from one `ulmfit_dls`")
         if own.backwards!=setup.backwards:
-            raise UlmfitError(f"The language model reads {own.direction} and the classifier {setup.direction}: "
+            raise UlmfitError(f"The language model reads {own.direction}, the classifier {setup.direction}: "
                               "give each its own direction")
         wgts,sizes = get_model(encoder.model).state_dict(),awd_sizes(encoder)
     else:
@@ -42,7 +42,7 @@ def _encoder_weights(encoder, dls):
 @delegates(text_classifier_learner, but='dls,arch,seq_len,backwards,pretrained,max_len,opt_func,metrics,splitter,moms', keep=True)
 def ulmfit_classifier(
     dls:DataLoaders, # Classifier data of one direction: `.clas_fwd` or `.clas_bwd` of `ulmfit_dls`
-    config:str|dict=None, # A name in `lm_sizes`, or sizes and dropouts that differ from the encoder's and fastai's `awd_lstm_clas_config`
+    config:str|dict=None, # A name in `lm_sizes`, or sizes and dropouts other than the encoder's and fastai's
     drop_mult:float=0.5, # Multiplies all dropouts of `config`
     encoder=None, # A language-model learner or what `find_lm` finds, to take the encoder from; None: from scratch
     bptt:int=70, # Tokens in a chunk

@@ -95,7 +95,7 @@ def as_texts(
 ) -> list: # A string for each
     "Each cell as text. Raises `UlmfitError` where `texts` is one string or a whole table"
     if isinstance(texts, (str,bytes)):
-        raise UlmfitError(f"expected a list of texts and got one: pass [text] (got {str(texts)[:40]!r})")
+        raise UlmfitError(f"expected a list of texts and got one: write [text] (got {str(texts)[:40]!r})")
     if hasattr(texts, 'columns'):
         raise UlmfitError(f"expected a list of texts and got a {type(texts).__name__}: pass one column of it, "
                           f"df['text'] (columns: {listing(texts.columns)})")
