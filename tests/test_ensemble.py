@@ -99,7 +99,7 @@ def test_predictor_leaves_the_learner_alone(ens):
 
 @pytest.mark.parametrize('bad', ['one text', b'bytes', 3, None, pd.DataFrame(dict(text=['a']))])
 def test_not_a_list_of_texts(ens, bad):
-    with raises('pass'): Predictor(ens.fwd)(bad)
+    with raises('expected a list of texts'): Predictor(ens.fwd)(bad)
 
 def test_odd_texts(ens):
     texts = ['', '   ', '\n', 'x'*3000, 'good '*2000, '\u2028', '😀'*50, None, 5, 'a\x00b', '\ud800']
@@ -276,7 +276,7 @@ def test_predict_df_names(ens):
     assert list(ens.predict_df(df).columns)==['text','label','pos','pred_label','confidence','neg','p_pos'] and ens.predict_df(df).label[0]=='pos'
     with raises('rename'): ens.predict_df(df.assign(pred_label=1))
     with raises('no column'): ens.predict_df(df, text_col='body')
-    with raises('use `predict`'): ens.predict_df('good')
+    with raises('got one'): ens.predict_df('good')
     assert len(ens.predict_df([]))==0 and len(ens.predict_df(df[:0]))==0
 
 def test_classes_named_like_columns(tmp_path):

@@ -305,7 +305,7 @@ def test_words_where_there_are_no_spaces(tmp_path):
     test_close(per_word('東京は大きい 町', 'ja:chars'), 2**(9/8), eps=1e-6)
     test_eq(per_word('東京は大きい'*200, 'xx:chars'), math.inf)            # said to have spaces: one word of 1,200 characters
 
-@pytest.mark.parametrize('more,match', [(dict(pretrained='nosuch'), 'nosuch is not a language model'), (dict(config='huge'), 'paper, small, tiny'), (dict(valid_pct=0), 'valid_pct=0'),
+@pytest.mark.parametrize('more,match', [(dict(pretrained='nosuch'), 'nosuch is not a language model'), (dict(config='huge'), 'paper, small, tiny'), (dict(valid_pct=0), 'valid_pct is 0'),
                                         (dict(n_epoch=0), 'n_epoch is 0'), (dict(minutes=0), 'minutes is 0')])
 def test_what_is_wrong_is_said_before_the_corpus_is_read(tmp_path, monkeypatch, more, match):
     def read(*args): raise AssertionError('the corpus was read')
@@ -322,7 +322,7 @@ def test_what_an_encoder_cannot_be(dls, tmp_path):
     lm = lm_learner(dls.lm_fwd, size)
     with pytest.raises(UlmfitError, match='n_hid=99 and the encoder has 12'): ulmfit_classifier(dls.clas_fwd, dict(n_hid=99), encoder=lm)
     assert list(ulmfit_classifier(dls.clas_fwd, encoder=lm, metrics=[]).metrics)==[]
-    with pytest.raises(UlmfitError, match='batch size is 1: pass clas_bs=2'): ulmfit_dls(table(), path=tmp_path, bs=1)
+    with pytest.raises(UlmfitError, match='clas_bs is 1: pass at least 2'): ulmfit_dls(table(), path=tmp_path, bs=1)
 
 def test_a_loss_that_is_no_number(tmp_path, quiet):
     class Spoil(Callback):

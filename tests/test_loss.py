@@ -42,12 +42,6 @@ def lm(path='.', dls=None, config={}, **kwargs):
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch): monkeypatch.setattr(defaults, 'callbacks', [o for o in defaults.callbacks if o is not ProgressCallback])
 
-@pytest.fixture(params=['pytorch','blocks'])
-def way(request, monkeypatch):
-    "Through PyTorch's own function and, as where PyTorch is older, without it"
-    if request.param=='blocks': monkeypatch.delattr(torch.nn.functional, 'linear_cross_entropy', raising=False)
-    elif not hasattr(F, 'linear_cross_entropy'): pytest.skip('this PyTorch has no linear_cross_entropy')
-
 class Stop(Callback):
     "Notes loss and gradients of the first batch, and ends the fit"
     order = 100
@@ -78,10 +72,10 @@ def same_step(make, eps, dtype=torch.float, loss_func=None, cbs=(), block=900, g
 
 @pytest.mark.parametrize('dtype,eps', [(torch.float,1e-6), (torch.double,1e-10)])
 @pytest.mark.parametrize('config', [{}, dict(tie_weights=False), dict(out_bias=False)], ids=['tied','untied','no bias'])
-def test_loss_and_gradient(way, dtype, eps, config): same_step(lambda: lm(config=config), eps, dtype)
+def test_loss_and_gradient(dtype, eps, config): same_step(lambda: lm(config=config), eps, dtype)
 
 @pytest.mark.parametrize('block', [1, 320, 10**9])
-def test_any_block(way, block): same_step(lm, 1e-6, block=block)
+def test_any_block(block): same_step(lm, 1e-6, block=block)
 
 n_vocab = 300+len(defaults.text_spec_tok)
 torch.manual_seed(3)
@@ -104,7 +98,7 @@ kinds = [CrossEntropyLossFlat(weight=class_weight), CrossEntropyLossFlat(ignore_
          CrossEntropyLossFlat(label_smoothing=0.1), CrossEntropyLossFlat(weight=class_weight, label_smoothing=0.2, ignore_index=11)]
 
 @pytest.mark.parametrize('f', kinds)
-def test_kinds_of_cross_entropy(way, f): same_step(lm, 1e-6, loss_func=f)
+def test_kinds_of_cross_entropy(f): same_step(lm, 1e-6, loss_func=f)
 
 @pytest.mark.parametrize('f', kinds)
 def test_validation_of_kinds(f):
@@ -118,14 +112,14 @@ def test_validation_of_kinds(f):
 def test_other_losses_get_logits(f):
     with pytest.warns(UserWarning, match='nothing to do'): same_step(lm, 0., loss_func=f)
 
-def test_frozen(way):
+def test_frozen():
     def make():
         learn = lm()
         learn.freeze()
         return learn
     same_step(make, 1e-6)
 
-def test_tied_weights_get_both_gradients(way):
+def test_tied_weights_get_both_gradients():
     "That of a word's embedding and that of its row in the output layer, as they are where the two are not tied"
     tied,untied = lm(),lm(config=dict(tie_weights=False))
     untied.model.load_state_dict(tied.model.state_dict())
@@ -134,7 +128,7 @@ def test_tied_weights_get_both_gradients(way):
     assert gap(g['0.encoder.weight'], h['0.encoder.weight']+h['1.decoder.weight'])<1e-6
     assert h['0.encoder.weight'].norm()>0 and h['1.decoder.weight'].norm()>0
 
-def test_whole_training(way):
+def test_whole_training():
     def fit(*cbs):
         learn = lm(metrics=[accuracy, Perplexity()], opt_func=SGD)
         set_seed(0)
@@ -151,7 +145,7 @@ def pieces(f, n):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof: f()
     return sum(o.self_cpu_memory_usage>=4*n for o in prof.events())
 
-def test_no_logits_are_made(way):
+def test_no_logits_are_made():
     dls = fastai_dls(bs=16)
     n = 16*20*n_vocab
     def count(cbs, train_metrics=False):
@@ -182,7 +176,7 @@ def by_block(inp, targ): return F.cross_entropy(inp.view(-1, inp.shape[-1]), tar
 
 @pytest.mark.parametrize('train_metrics', [False, True])
 @pytest.mark.parametrize('more', [[], [own_metric, of_functions, by_block, F1Score(average='macro'), CohenKappa()]], ids=['by texts','all logits'])
-def test_metrics(way, train_metrics, more):
+def test_metrics(train_metrics, more):
     def fit(*cbs):
         learn = lm(metrics=[accuracy, error_rate, Perplexity(), partial(top_k_accuracy, k=3), *more], opt_func=SGD)
         learn.recorder.train_metrics = train_metrics
@@ -270,7 +264,7 @@ def test_gradients_in_16_bits_are_near_those_of_32(dtype, scale):
         assert gap(a/scale, b)<0.01
 
 @pytest.mark.parametrize('grad', [True, False])
-def test_wrong_targets_are_pytorchs_to_refuse(way, grad):
+def test_wrong_targets_are_pytorchs_to_refuse(grad):
     layer,targ = parts()
     with torch.set_grad_enabled(grad):
         with pytest.raises((IndexError,RuntimeError)): linear_cross_entropy(*layer, targ+50, nn.CrossEntropyLoss())
@@ -281,7 +275,7 @@ def test_a_wrong_reduction_is_pytorchs_to_refuse():
     with pytest.warns(UserWarning, match='nothing to do'), pytest.raises(ValueError, match='not a valid value for reduction'): learn.fit(1)
 
 @pytest.mark.parametrize('grad', [True, False])
-def test_nothing_but_ignored_targets(way, grad):
+def test_nothing_but_ignored_targets(grad):
     "As PyTorch: there is no mean of nothing"
     layer,targ = parts()
     for loss in (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction='sum')):
@@ -385,7 +379,21 @@ def test_interrupted_inside_the_model(part, tmp_path):
     learn.remove_cb(LinearCrossEntropy)
     assert 'forward' not in vars(learn.model[1].decoder)
 
-def test_interrupted_inside_the_loss(way, monkeypatch):
+@pytest.mark.parametrize('event', ['before_batch','after_pred','after_loss','after_batch'])
+def test_interrupted_by_a_later_callback(event):
+    "The model and the loss function are fastai's at once, though the callback stays with the learner"
+    class Stop(Callback):
+        order = 100
+        def __call__(self, name):
+            if name==event: raise KeyboardInterrupt
+    learn = lm(cbs=LinearCrossEntropy(900))
+    loss_func,(x,_) = learn.loss_func,learn.dls.one_batch()
+    for f in (lambda: learn.fit(1, cbs=Stop()), lambda: learn.validate(cbs=Stop())):
+        with pytest.raises(KeyboardInterrupt), learn.no_logging(): f()
+        assert not any('forward' in vars(o) for o in learn.model.modules()) and learn.loss_func is loss_func
+        assert learn.model(x)[0].shape[-1]==n_vocab
+
+def test_interrupted_inside_the_loss(monkeypatch):
     "The loss function is the learner's own at once"
     learn = lm(cbs=LinearCrossEntropy(900))
     loss_func = learn.loss_func
@@ -584,7 +592,7 @@ def test_both_with_pickle(dls, tmp_path):
     load_learner(tmp_path/'m.pkl')
 
 @pytest.mark.parametrize('change', [lambda o: o.div_(4.), lambda o: o.select(-1, 5).fill_(-1e4), lambda o: o.__setitem__((...,0), -1e4), lambda o: o.__imul__(2.)])
-def test_a_prediction_that_is_written_into(way, change):
+def test_a_prediction_that_is_written_into(change):
     "Loss, metrics and gradient are those of what was written, as of a tensor"
     class Change(Callback):
         order = 10 # when what the RNN returned is the prediction alone
@@ -602,7 +610,7 @@ def test_a_prediction_that_is_written_into(way, change):
         with learn.no_bar(): got.append(learn.validate())
     np.testing.assert_allclose(got[1], got[0], rtol=1e-5)
 
-def test_a_callback_that_looks_at_predictions(way):
+def test_a_callback_that_looks_at_predictions():
     "One that has an `after_pred` gets tensors, in every event; they stay what they were when the weights move on"
     class Keep(Callback):
         run_train = False
@@ -620,7 +628,7 @@ def test_a_callback_that_looks_at_predictions(way):
     for a,b in zip(*res, strict=True): assert gap(b, a)<1e-4
     assert gap(res[0][0], res[0][2])>1e-2
 
-def test_without_a_recorder(way):
+def test_without_a_recorder():
     learn = lm(cbs=LinearCrossEntropy(900), metrics=accuracy)
     learn.remove_cbs([Recorder, ProgressCallback])
     before = [p.detach().clone() for p in learn.model.parameters()]

@@ -116,6 +116,27 @@ def test_settings_can_be_read(make):
     lm,clas = [json.loads((u.path/o/'fwd-1'/'settings.json').read_text()) for o in ('lm','classifier')]
     assert (lm['n_epoch'],lm['lr_max'],lm['objects'],lm['sizes'])==(1, 0.01, [], {**size}) and clas['lr_max'][1:3]==[1e-4,1e-2]
 
+def test_what_is_only_shown_or_measured_is_no_setting(make, capsys):
+    make().fit_lm(1).fit_classifier(1)
+    make().fit_lm(1, verbose=False, metrics=[accuracy]).fit_classifier(1, checkpoint=True, metrics=[error_rate, accuracy])
+    assert capsys.readouterr().out.count('on disk')==2
+
+def test_another_default_is_another_piece(make, capsys, monkeypatch):
+    "As in a later version: of a signature, of the optimizer, of fastai's dropouts"
+    import ulmfit_ext.pipeline as module
+    u = make()
+    u.fit_lm(1).fit_classifier(1)
+    changes = [(Learner.fit_stlr, '__defaults__', (None, 0.2, *Learner.fit_stlr.__defaults__[2:])), (module, 'awd_adam', dict(mom=0.8, sqr_mom=0.99)),
+               (module, 'awd_lstm_lm_config', {**awd_lstm_lm_config, 'weight_p':0.3})]
+    for change in changes:
+        with monkeypatch.context() as m:
+            m.setattr(*change)
+            make().fit_lm(1)
+    with monkeypatch.context() as m:
+        m.setattr(Learner.fit_gradual, '__defaults__', (*Learner.fit_gradual.__defaults__[:-5], 16, *Learner.fit_gradual.__defaults__[-4:]))
+        u.fit_classifier(1)
+    assert 'on disk' not in capsys.readouterr().out
+
 @pytest.mark.parametrize('spoil', [lambda f: f.write_text('{'), lambda f: f.unlink(), lambda f: f.write_text('[1]')], ids=['damaged','missing','other'])
 def test_a_piece_whose_settings_cannot_be_read_is_not_used(make, spoil, capsys):
     u = make()

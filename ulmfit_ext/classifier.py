@@ -13,6 +13,7 @@ from .callback.precision import mend_weight_dropout
 from .core import *
 from .text.loaders import *
 from .weights import *
+from .lm import awd_adam,lm_size
 
 # %% ../nbs/23_classifier.ipynb #dadcff9a
 def _encoder_weights(encoder, dls):
@@ -28,7 +29,7 @@ def _encoder_weights(encoder, dls):
             raise UlmfitError("The language model and the classifier have different vocabularies: "
                               "make both from one `ulmfit_dls`")
         if own.backwards!=setup.backwards:
-            raise UlmfitError(f"The language model reads {own.direction} and the classifier {setup.direction}: "
+            raise UlmfitError(f"The language model reads {own.direction}, the classifier {setup.direction}: "
                               "give each its own direction")
         wgts,sizes = get_model(encoder.model).state_dict(),awd_sizes(encoder)
     else:
@@ -41,7 +42,7 @@ def _encoder_weights(encoder, dls):
 @delegates(text_classifier_learner, but='dls,arch,seq_len,backwards,pretrained,max_len,opt_func,metrics,splitter,moms', keep=True)
 def ulmfit_classifier(
     dls:DataLoaders, # Classifier data of one direction: `.clas_fwd` or `.clas_bwd` of `ulmfit_dls`
-    config:dict=None, # Sizes and dropouts that differ from the encoder's and fastai's `awd_lstm_clas_config`
+    config:str|dict=None, # A name in `lm_sizes`, or sizes and dropouts other than the encoder's and fastai's
     drop_mult:float=0.5, # Multiplies all dropouts of `config`
     encoder=None, # A language-model learner or what `find_lm` finds, to take the encoder from; None: from scratch
     bptt:int=70, # Tokens in a chunk
@@ -53,16 +54,18 @@ def ulmfit_classifier(
 ) -> TextLearner: # Ready for `fit_gradual`, with only its head unfrozen where an encoder was given
     "A classifier over an AWD-LSTM with concat pooling (section 3.3). Raises `UlmfitError` where `encoder` does not fit `dls`"
     mend_weight_dropout() # for drop_mult=0
-    if isinstance(getattr(dls, 'train', None), LMDataLoader):
-        raise UlmfitError("These are a language model's data: a classifier takes `.clas_fwd` or `.clas_bwd` of `ulmfit_dls`")
     multi = text_setup(dls).multi
-    config = config or {}
+    if isinstance(dls.train, LMDataLoader):
+        raise UlmfitError("These are a language model's data: a classifier takes `.clas_fwd` or `.clas_bwd` of `ulmfit_dls`")
+    check_numbers(bptt=bptt, max_len=max_len, drop_mult=drop_mult)
+    named  = lm_size(config) # raises for a name or a size that cannot be
+    config = named if isinstance(config, str) else config or {}
     wgts,sizes = (None,{}) if encoder is None else _encoder_weights(encoder, dls)
     for k,v in sizes.items():
         if config.get(k, v)!=v:
             raise UlmfitError(f"config says {k}={config[k]} and the encoder has {v}: "
                               "leave it out of config, or pass no encoder")
-    opt_func = ifnone(opt_func, partial(Adam, mom=0.7, sqr_mom=0.99))
+    opt_func = ifnone(opt_func, partial(Adam, **awd_adam))
     metrics  = ifnone(metrics, accuracy_multi if multi else accuracy)
     learn = text_classifier_learner(dls, AWD_LSTM, seq_len=bptt, max_len=None, config={**sizes, **config}, drop_mult=drop_mult,
                                     pretrained=False, opt_func=opt_func, metrics=metrics, **kwargs)

@@ -128,7 +128,9 @@ def ulmfit_dls(
 ) -> UlmfitDls:                  # `.lm_fwd`, `.lm_bwd`, `.clas_fwd`, `.clas_bwd`
     "`DataLoaders` for both models in both directions, from one pass of the tokenizer. Raises `UlmfitError` on bad input"
     clas_bs = ifnone(clas_bs, bs)
-    _check_sizes(bptt, clas_bs if label_col is not None else None)
+    check_numbers(bs=bs, bptt=bptt, min_freq=min_freq, max_vocab=max_vocab, seed=seed)
+    if label_col is not None: check_numbers(clas_bs=clas_bs)
+    path  = as_path(path)
     df    = as_frame(df)
     texts = column_texts(get_column(df, text_col, 'text_col'), f"column '{text_col}'")
     extra = unlabelled_texts(unlabelled, text_col)
@@ -140,11 +142,4 @@ def ulmfit_dls(
     cols = dict(text_col=text_col, label_col=label_col, label_delim=label_delim)
     n_unlabelled = len(extra) + int(missing.sum())
     return UlmfitDls(tokens, TextProcessor(vocab, lang), y, classes, multi, labelled, valid, n_unlabelled,
-                     Path(path), bs, bptt, clas_bs, cols)
-
-# %% ../nbs/15_data.ipynb #7e1b6c59
-def _check_sizes(bptt, clas_bs):
-    if bptt<1: raise UlmfitError(f"bptt is {bptt}: a language model reads at least one token at a time, 70 by default")
-    if clas_bs is not None and clas_bs<2:
-        raise UlmfitError(f"the classifier's batch norm needs two texts in a batch, and its batch size is {clas_bs}: "
-                          "pass clas_bs=2 or more")
+                     path, bs, bptt, clas_bs, cols)

@@ -151,7 +151,10 @@ def _by_way(dl, ways):
     if len(dl)!=len(ways):
         raise UlmfitError(f"dl holds {len(dl)} DataLoaders for {len(ways)} directions: "
                           "give dl=(forward, backward), or raw texts as texts=")
-    return dl if isinstance(dl, dict) else dict(zip(ways, dl))
+    res = dl if isinstance(dl, dict) else dict(zip(ways, dl))
+    for o in res.values():
+        if not hasattr(o, 'dataset'): raise UlmfitError(f"dl holds a {type(o).__name__}: give DataLoaders, or a table as df=")
+    return res
 
 # %% ../nbs/33_ensemble.ipynb #4c2bf9f0
 @patch
@@ -159,8 +162,8 @@ def _loaders(self:BidirEnsemble, ds_idx):
     "The loader of one of the learners' sets, by direction"
     dls = {way: o.learn.dls for way,o in self.models.items() if o.learn is not None}
     n   = min((len(o.loaders) for o in dls.values()), default=0)
-    if n and not 0<=ds_idx<n:
-        raise UlmfitError(f"ds_idx is {ds_idx}: the learners have {n} sets, 0 for training and 1 for validation")
+    if n and ds_idx not in range(n):
+        raise UlmfitError(f"ds_idx is {ds_idx!r}: the learners have {n} sets, 0 for training and 1 for validation")
     if len(dls)<len(self.models) or not all(len(o[ds_idx].dataset) for o in dls.values()):
         raise UlmfitError("The learners have no data, as after loading: give texts, or a table as df=")
     return {way: o[ds_idx] for way,o in dls.items()}
@@ -169,7 +172,7 @@ def _loaders(self:BidirEnsemble, ds_idx):
 def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True):
     "Each direction's outputs before softmax or sigmoid, and the targets (None for texts)"
     if texts is not None:
-        texts = listed_texts(texts)
+        texts = as_texts(texts)
         return {way: self.predictor(way).logits(texts, progress) for way in self.models}, None
     outs,targs = {},{}
     loaders = self._loaders(ds_idx) if dl is None else _by_way(dl, self.models)
@@ -320,9 +323,7 @@ def _as_table(texts, text_col):
     import pandas as pd
     if isinstance(texts, pd.DataFrame): return texts
     if isinstance(texts, pd.Series):    return texts.to_frame(text_col)
-    if isinstance(texts, (str,bytes)):
-        raise UlmfitError("predict_df takes a table or a list of texts, and this is one text: use `predict`, or [text]")
-    return pd.DataFrame({text_col: pd.Series(list(texts), dtype=object)})
+    return pd.DataFrame({text_col: pd.Series(as_texts(texts), dtype=object)})
 
 def _free_name(name, taken, prefix):
     "`name`, or if it is taken `name` with `prefix`"

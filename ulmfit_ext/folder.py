@@ -88,7 +88,7 @@ def write_folder(
     modules:dict, # The module of each direction, by 'fwd' and 'bwd'
 ) -> Path: # The folder
     "Write a model. Raises `UlmfitError` where `path` cannot be written, or holds anything but a model"
-    path = Path(path).expanduser().absolute()
+    path = as_path(path).absolute()
     head = dict(kind=_kind, format=_format, ulmfit_ext=ulmfit_ext.__version__)
     try:
         path = path.resolve()

@@ -320,7 +320,7 @@ def read_models(
     device=None, # Where to compute; None: the GPU if there is one, else the CPU
 ) -> list: # A `TextModel` for each direction, the forward one first
     "Read a model without running code. Raises `UlmfitError` where `path` is not one, incomplete, damaged or too new"
-    path   = Path(path).expanduser()
+    path   = as_path(path)
     config = read_config(path)
     device = _as_device(device)
     with naming_damage(path), no_collections(): # spaCy is imported here

@@ -31,7 +31,7 @@ _sides = {'both': ('fwd','bwd'), 'fwd': ('fwd',), 'bwd': ('bwd',)}
 _ways  = dict(fwd='forward', bwd='backward')
 
 def _check(directions, config):
-    if directions not in _sides: raise UlmfitError(f"directions is {directions!r}: 'both', 'fwd' or 'bwd'")
+    if directions not in list(_sides): raise UlmfitError(f"directions is {directions!r}: 'both', 'fwd' or 'bwd'")
     lm_size(config)
 
 def _data_sha256(dls):
@@ -40,6 +40,8 @@ def _data_sha256(dls):
     for o in (dls.ids, dls.offs, np.asarray(dls.valid_idx)): h.update(o.tobytes())
     h.update(json.dumps([dls.vocab, dls.y, dls.classes], default=str).encode())
     return h.hexdigest()
+
+def _dropouts(config): return {k: p for k,p in config.items() if k.endswith('_p')}
 
 class ULMFiT:
     "The three stages of ULMFiT in both directions (section 3), each step kept on disk"
@@ -53,9 +55,9 @@ class ULMFiT:
         seed:int=None, # Random numbers of training; None: not set
     ):
         _check(directions, config)
-        seed = None if seed is None else int(seed) # Python's generator takes no number of NumPy's
+        bptt,seed = check_numbers(bptt=bptt, seed=seed).values()
         store_attr(but='path')
-        self.path,self.sides = Path(path).expanduser(),_sides[directions]
+        self.path,self.sides = as_path(path),_sides[directions]
         make_dir(self.path)
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
@@ -99,7 +101,7 @@ def from_df(cls:ULMFiT,
 ) -> ULMFiT:
     "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
     _check(directions, config)
-    df,path = as_frame(df),Path(path).expanduser()
+    df,path = as_frame(df),as_path(path)
     if 'unlabelled' in kwargs: kwargs['unlabelled'] = unlabelled_texts(kwargs['unlabelled'], kwargs.get('text_col', 'text'))
     def _choose(): return choose_lm(lang, epoch_tokens(df, **kwargs), len(_sides[directions]), minutes, memo=path/'pretrained.json')
     pretrained,words,lang = _start_from(pretrained, directions, config, lang, _choose)
@@ -163,9 +165,10 @@ def fit_lm(self:ULMFiT,
 
     It reads the training texts and those without labels; the validation texts measure it."""
     self._can_train()
-    how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, **kwargs)
-    if cbs: how['cbs'] = cbs
-    settings = {s: plain_settings(**self.inputs[s], **how) for s in self.sides}
+    how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, cbs=cbs,
+               **kwargs)
+    fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_lm_config))
+    settings = {s: training_settings(Learner.fit_stlr, ULMFiT.fit_lm, **{**fixed, **self.inputs[s], **how}) for s in self.sides}
     for side in self.sides:
         def _read(folder): return lm_learner(self._dls('lm', side), self.config, drop_mult, folder, **{**kwargs, 'verbose':False})
         learn = self._from_disk('lm', side, settings[side], _read)
@@ -194,9 +197,10 @@ def fit_classifier(self:ULMFiT,
     "Stage three: train the classifier of each direction by a recipe, keep its best epoch, or read it from disk"
     self._can_train()
     check_place(self.folder)
-    common = dict(n_epoch=n_epoch, wd=wd, bf16=bf16, **kwargs, **(dict(cbs=cbs) if cbs else {}))
-    rates  = {k:v for k,v in dict(lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage).items() if v is not None}
-    recipe = self._recipe(recipe, rates, common)
+    numbers = check_numbers(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
+    n_epoch,wd = numbers.pop('n_epoch'),numbers.pop('wd')
+    common = dict(n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **kwargs)
+    recipe = self._recipe(recipe, {k:v for k,v in numbers.items() if v is not None}, common)
     common['n_epoch'] = ifnone(n_epoch, epochs_for(len(self.dls.train_idx)))
     settings = {s: self._classifier_settings(s, **asdict(recipe), **common) for s in self.sides}
     for side in self.sides:
@@ -217,7 +221,7 @@ def _all_cbs(learn, cbs, bf16): return L(cbs) + L(LossOnGPU()) + L(bfloat16(lear
 def _new_classifier(self:ULMFiT, side, config=None, data=None, **kwargs):
     "A classifier of one direction that is not trained yet, for `data`, or for all"
     encoder = self.lms.get(side, self.pretrained)
-    if encoder is None: config = {**lm_size(self.config), **(config or {})}
+    if encoder is None and not isinstance(config, str): config = {**lm_size(self.config), **(config or {})}
     return ulmfit_classifier(self._dls('clas', side, data), config, encoder=encoder, bptt=self.bptt, path=self.path, **kwargs)
 
 
@@ -264,7 +268,8 @@ def _classifier_settings(self:ULMFiT, side, **settings):
     "What tells the classifier of one direction from others, as JSON holds it"
     if side not in self.lms: self._warn_of_lm(side)
     encoder = fingerprint(self.lms.get(side, self.pretrained), side=='bwd')
-    return plain_settings(**self.inputs[side], encoder_sha256=encoder, classifier_bptt=self.bptt, **settings)
+    fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_clas_config), encoder_sha256=encoder, classifier_bptt=self.bptt)
+    return training_settings(Learner.fit_gradual, ULMFiT.fit_classifier, **{**fixed, **self.inputs[side], **settings})
 
 @patch
 def _warn_of_lm(self:ULMFiT, side):
@@ -316,7 +321,7 @@ def save(self:ULMFiT,
     path=None, # Folder; None: `path/model`, or the folder that `load` read
 ) -> Path: # The folder
     "Save the trained classifier as a model folder"
-    path = Path(path or self.folder)
+    path = as_path(path or self.folder)
     self.ensemble.save(path)
     return path
 
@@ -326,7 +331,7 @@ def load(cls:ULMFiT,
 ) -> ULMFiT:
     "Read a trained classifier, to predict and validate with. To train further, make the object from its data with `from_df`"
     res = cls.__new__(cls) # there are no data to make it from
-    res.path = Path(path).expanduser()
+    res.path = as_path(path)
     res.folder = res.path/'model' if (res.path/'model').is_dir() else res.path
     res.sides,res.lms,res.learns = (),{},{}
     res._ensemble = load_ulmfit(res.folder)

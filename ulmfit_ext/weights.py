@@ -21,6 +21,8 @@ from .text.loaders import *
 def awd_sizes(learn) -> dict:
     "The sizes of the AWD-LSTM of a language model: `emb_sz`, `n_hid`, `n_layers`"
     awd = get_model(learn.model)[0]
+    if not isinstance(awd, AWD_LSTM):
+        raise UlmfitError(f"This is no language model, for it begins with a {type(awd).__name__} and not an AWD_LSTM: see `lm_learner`")
     return dict(emb_sz=awd.emb_sz, n_hid=awd.n_hid, n_layers=awd.n_layers)
 
 def check_lm_folder(path, vocab, sizes) -> dict:

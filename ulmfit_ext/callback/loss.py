@@ -12,12 +12,6 @@ import time
 from .groups import GivesBack,is_fitting
 
 # %% ../../nbs/05_callback.loss.ipynb #586da6d9
-def _is_fused(hidden, weight, loss):
-    "Can PyTorch's own function compute loss and gradients?"
-    mixed = torch.is_autocast_enabled(hidden.device.type) or hidden.dtype!=weight.dtype
-    return (hasattr(F, 'linear_cross_entropy') and loss.label_smoothing==0
-            and not mixed and hidden.dtype in (torch.float32,torch.float64))
-
 class _SumOfBlocks(torch.autograd.Function):
     "The sum of `f(hidden, targ, weight, bias)` over blocks of `texts` texts, computed together with its gradients"
     @staticmethod
@@ -50,24 +44,20 @@ def linear_cross_entropy(
     targ:Tensor, # The words that come next (texts, tokens)
     loss:nn.CrossEntropyLoss, # Which cross entropy; its `reduction` is 'mean' or 'sum'
     block:int=2**24, # About how many logits to make at a time; at least those of one text
-    see=None, # Called with the logits and the targets of each block, where no gradient is wanted
+    see=noop, # Called with the logits and the targets of each block
 ) -> Tensor: # What `loss` returns for all logits and targets, flattened
     "The cross entropy of the logits `hidden @ weight.T + bias`, which are made a block at a time"
-    kwargs = dict(weight=loss.weight, ignore_index=loss.ignore_index)
-    grad = torch.is_grad_enabled() and any(o is not None and o.requires_grad for o in (hidden,weight,bias))
-    if grad and _is_fused(hidden, weight, loss):
-        rows = min(max(1, block//len(weight)), targ.numel())
-        return F.linear_cross_entropy(hidden.flatten(0, 1), weight, targ.flatten(), linear_bias=bias, reduction=loss.reduction,
-                                      options=nn.LinearCrossEntropyOptions(batch_chunk_size=rows), **kwargs)
     def sum_of_losses(h, t, w, b):
         logits = F.linear(h, w, b) # (texts, tokens, words)
-        if see is not None and not grad: see(logits, t)
+        see(logits.detach(), t)
         logits = logits.flatten(0, 1)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) # 16 bits are too few to add up
-        return F.cross_entropy(logits, t.flatten(), reduction='sum', label_smoothing=loss.label_smoothing, **kwargs)
+        return F.cross_entropy(logits, t.flatten(), loss.weight, ignore_index=loss.ignore_index, reduction='sum',
+                               label_smoothing=loss.label_smoothing)
     texts = max(1, block//(len(weight)*targ.shape[1]))
-    if grad: total = _SumOfBlocks.apply(sum_of_losses, texts, targ, hidden, weight, bias)
-    else:    total = sum(sum_of_losses(h, t, weight, bias) for h,t in zip(hidden.split(texts), targ.split(texts)))
+    if torch.is_grad_enabled() and any(o is not None and o.requires_grad for o in (hidden,weight,bias)):
+        total = _SumOfBlocks.apply(sum_of_losses, texts, targ, hidden, weight, bias)
+    else: total = sum(sum_of_losses(h, t, weight, bias) for h,t in zip(hidden.split(texts), targ.split(texts)))
     return total/_divisor(targ, loss)
 
 # %% ../../nbs/05_callback.loss.ipynb #1bd6fb1a
@@ -78,7 +68,6 @@ def _is_cross_entropy(f):
 def _sees_predictions(cb):
     "Does the callback look at what the model predicts?"
     if isinstance(cb, (GatherPredsCallback,CollectDataCallback)): return True
-    if isinstance(cb, LinearCrossEntropy): return False
     module = getattr(getattr(cb, 'after_pred', None), '__module__', 'fastai')
     return module.split('.')[0] not in ('fastai','ulmfit_ext')
 
@@ -91,44 +80,18 @@ def _needs_loss_only(metric):
     "Does the metric leave predictions alone?"
     return type(metric).accumulate in (AvgLoss.accumulate, AvgSmoothLoss.accumulate, Metric.accumulate)
 
+def _metrics(learn):
+    "The metrics that the recorder adds up in this batch"
+    if not hasattr(learn, 'recorder'): return L()
+    return learn.recorder._train_mets if learn.training else learn.recorder._valid_mets
+
+def _needs_all_logits(learn):
+    "Does anything in this batch?"
+    if len(learn.yb)!=1 or not _is_cross_entropy(learn.loss_func): return True
+    others = [o for o in _metrics(learn) if not (_is_by_texts(o) or _needs_loss_only(o))]
+    return len(others)>0 or any(map(_sees_predictions, learn.cbs))
+
 # %% ../../nbs/05_callback.loss.ipynb #e0959733
-class _RecordsByTexts(GivesBack):
-    "Adds up the metrics of a batch in the recorder's place, where some of them need logits"
-    order = Recorder.order+1
-    by_texts,others = [],[] # metrics that see the logits of some texts at a time, and those that read the loss
-    def metrics_now(self):
-        "The metrics that the recorder adds up in this batch, of both kinds"
-        rec  = getattr(self.learn, 'recorder', None)
-        mets = [] if rec is None else rec._train_mets if self.training else rec._valid_mets
-        return [o for o in mets if _is_by_texts(o)],[o for o in mets if not _is_by_texts(o)]
-
-    def replace_recorder(self):
-        by_texts,others = self.metrics_now()
-        if not by_texts: return
-        self.by_texts,self.others = by_texts,others
-        self.pass_over(True)
-
-    def pass_over(self, on): setattr(self.recorder, 'cancel_train' if self.training else 'cancel_valid', on)
-
-    def add_texts(self, logits, targ):
-        yb = self.yb
-        self.learn.pred,self.learn.yb = logits,(targ,)
-        for o in self.by_texts: o.accumulate(self.learn)
-        self.learn.pred,self.learn.yb = None,yb
-
-    def after_loss(self):
-        for o in self.others: o.accumulate(self.learn)
-
-    def after_cancel_batch(self): # there is nothing to measure in a batch that was cancelled before its prediction
-        if self.pred is None and not self.by_texts: self.replace_recorder()
-
-    def after_batch(self):
-        if self.by_texts: self.pass_over(False)
-        self.forget()
-
-    def forget(self): self.by_texts,self.others = [],[]
-
-# %% ../../nbs/05_callback.loss.ipynb #b674d68d
 def _output_layer(learn):
     "The `nn.Linear` of a language model's `LinearDecoder`"
     model = get_model(learn.model)
@@ -138,13 +101,6 @@ def _output_layer(learn):
                     f"makes: this learner's model is a {type(model).__name__} of "
                     f"{', '.join(type(o).__name__ for o in model.children())}")
 
-def _call_without_logits(model, layer, *xb):
-    "Call `model`, whose `forward` this is for one call, with an output `layer` that returns its input"
-    del model.forward
-    layer.forward = noop
-    try: return model.forward(*xb)
-    finally: del layer.forward
-
 # %% ../../nbs/05_callback.loss.ipynb #2600f921
 def _block_for(device):
     "About how many logits to make at a time on `device`"
@@ -152,11 +108,13 @@ def _block_for(device):
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)-torch.cuda.memory_allocated(device)
     return min(max(free//64, 2**24), 2**28)
 
-# %% ../../nbs/05_callback.loss.ipynb #8d266c4b
+# %% ../../nbs/05_callback.loss.ipynb #b674d68d
 @docs
-class LinearCrossEntropy(_RecordsByTexts):
+class LinearCrossEntropy(GivesBack):
     "Train and evaluate a language model without the logits of a whole batch: same loss, gradients and metrics"
-    lent = own_loss = hidden = now = None # `now`: the size of a block
+    order = Recorder.order+1
+    by_texts = [] # metrics that see the logits of a few texts at a time
+    now = None # the size of a block
     def __init__(self,
         block:int=None, # About how many logits to make at a time; None: 2**24 (64 MB in single precision), on a GPU what there is room for
     ):
@@ -168,48 +126,55 @@ class LinearCrossEntropy(_RecordsByTexts):
         if is_fitting(self.learn) and not _is_cross_entropy(self.loss_func):
             warn(f"LinearCrossEntropy has nothing to do: the loss function is {self.loss_func}, and is given all logits")
 
-    def before_batch(self):
-        self.give_back()
-        self.forget()
-        if not self.is_first or len(self.yb)!=1 or not _is_cross_entropy(self.loss_func): return
-        if any(map(_sees_predictions, self.learn.cbs)) or not all(map(_needs_loss_only, self.metrics_now()[1])): return
-        self.lent = self.model
-        self.lent.forward = partial(_call_without_logits, self.lent, _output_layer(self.learn))
-        self.replace_recorder()
+    def before_train(self):
+        if self.is_first: self.learn._do_one_batch = self._do_one_batch
 
-    def after_pred(self):
-        if self.lent is None: return
-        self.hidden,self.own_loss = self.pred,self.loss_func
-        self.learn.pred,self.learn.loss_func = None,self._loss
+    def before_validate(self): self.before_train()
+
+    def pass_over_metrics(self):
+        self.by_texts = [o for o in _metrics(self.learn) if _is_by_texts(o)]
+        for o in self.by_texts: o.accumulate = noop
 
     def after_cancel_batch(self):
-        self.give_back()
-        super().after_cancel_batch()
+        if self.pred is None: self.pass_over_metrics()
+
+    def after_batch(self):
+        for o in self.by_texts: vars(o).pop('accumulate', None)
+        self.by_texts = []
 
     def give_back(self):
-        if self.lent is not None: vars(self.lent).pop('forward', None)
-        if self.own_loss is not None and self.learn.loss_func==self._loss: self.learn.loss_func = self.own_loss
-        self.lent = self.own_loss = self.hidden = None
+        self.after_batch()
+        vars(self.learn).pop('_do_one_batch', None)
 
     _docs = dict(take="Raise `TypeError` where the model is no language model",
                  before_fit="Warn where the loss function is not cross entropy",
-                 before_batch="Have the model's next call leave out its logits, unless something needs all of them",
-                 after_pred="Take what came in place of a prediction, and stand in for the loss function",
-                 after_loss="Add up the metrics that read the loss", after_batch="Let the recorder go on",
-                 after_cancel_batch="The learner has its own model and loss function again",
-                 give_back="The learner has its own model and loss function again")
+                 before_train="Put its own `_do_one_batch` in the place of the learner's", before_validate="The same",
+                 pass_over_metrics="Have the recorder pass over metrics of logits, until the batch is over",
+                 after_cancel_batch="Have nothing measured where nothing was predicted",
+                 after_batch="The metrics are themselves again", give_back="Learner and metrics are themselves again")
 
-# %% ../../nbs/05_callback.loss.ipynb #2e6e7e1f
+# %% ../../nbs/05_callback.loss.ipynb #8d266c4b
 @patch
-def _loss(self:LinearCrossEntropy, _, targ):
-    "The learner's loss function for one call"
-    hidden,loss,layer = self.hidden,self.own_loss.func,_output_layer(self.learn)
-    self.give_back()
+def _do_one_batch(self:LinearCrossEntropy):
+    self.after_batch() # where the batch before was cut short
+    learn = self.learn
+    if _needs_all_logits(learn): return Learner._do_one_batch(learn)
+    self.pass_over_metrics()
+    layer = _output_layer(learn)
+    layer.forward = noop
+    try: learn.pred = learn.model(*learn.xb) # the layer's input in its output's place
+    finally: del layer.forward
+    try: learn('after_pred')
+    finally: hidden,learn.pred = learn.pred,None
+    def _measure(logits, targ):
+        part = SimpleNamespace(pred=logits, yb=(targ,), to_detach=learn.to_detach)
+        for o in self.by_texts: AvgMetric.accumulate(o, part)
     self.now = self.now or self.block or _block_for(hidden.device) # decided once
-    args = hidden,layer.weight,layer.bias,targ.long(),loss,self.now,self.add_texts
-    if self.training and self.by_texts:
-        with torch.no_grad(): linear_cross_entropy(*args)
-    return linear_cross_entropy(*args)
+    learn.loss_grad = linear_cross_entropy(hidden, layer.weight, layer.bias, learn.yb[0].long(), learn.loss_func.func,
+                                           self.now, _measure)
+    learn.loss = learn.loss_grad.clone()
+    learn('after_loss')
+    if learn.training: learn._do_grad_opt()
 
 # %% ../../nbs/05_callback.loss.ipynb #43e795e3
 def _accumulate_there(self, learn):

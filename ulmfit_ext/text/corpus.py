@@ -319,6 +319,7 @@ def tokenize_corpus(
     block_size:int=2**21   # Characters of the texts that are tokenized together
 ) -> Corpus:               # On disk; `.cache_hit` says whether nothing had to be tokenized
     "Tokenize a corpus of any size; goes on where an earlier run was stopped. Raises `UlmfitError` where it cannot read or write"
+    check_numbers(max_docs=max_docs, workers=workers)
     stream = TextStream(corpus, text_col, max_docs)
     folder = Path(path)/'.ulmfit_cache'/'corpus'
     check_writable(folder)
@@ -345,8 +346,7 @@ def held_out(
     seed:int=42      # Which ones
 ) -> np.ndarray:     # Their numbers: one at least, and never all where there are two
     "The documents held out: `i` is one of them if the `i`-th random number of `seed` is below `pct`"
-    if not 0 < pct < 1:
-        raise UlmfitError(f'valid_pct={pct} leaves nothing on one side: pass a share between 0 and 1, such as 0.02')
+    check_numbers(valid_pct=pct, seed=seed)
     u = np.random.default_rng(seed).random(n)
     return np.flatnonzero(u < np.clip(pct, u.min()*(1+1e-9), u.max()))
 

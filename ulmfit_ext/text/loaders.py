@@ -138,6 +138,7 @@ class _TrainDL(SortedDL):
     def shuffle_fn(self, idxs):
         if len(idxs): return super().shuffle_fn(idxs)
         raise UlmfitError("There are no texts to train on: give data, as in `TextModel.to_learner(dls)`")
+    def __len__(self): return max(1, super().__len__()) # of no texts, too, so that the error above comes
 
 def clas_dls(
     items,                        # Texts or arrays of forward ids; there may be none, for a model that was loaded
@@ -418,7 +419,7 @@ def text_setup(
     dls:DataLoaders # Ours, or fastai's own
 ) -> TextSetup:
     "How the texts of `dls` are read. Raises `UlmfitError` where they are not those of one direction"
-    if not hasattr(dls, 'train_ds'):
+    if not isinstance(dls, DataLoaders):
         raise UlmfitError(f"The data are a {type(dls).__name__}: give the `DataLoaders` of one model and direction, "
                           "of `ulmfit_dls` `.clas_fwd`, `.clas_bwd`, `.lm_fwd` or `.lm_bwd`")
     vocab,classes = (dls.vocab,None) if not isinstance(dls.vocab, L) else (dls.vocab[0], *dls.vocab[1:], None)[:2]

@@ -205,7 +205,7 @@ def unlabelled_texts(
 ) -> list: # A string for each text
     "Texts without labels, from wherever they are. Raises `UlmfitError` where they cannot be read or all are empty"
     if o is None: return []
-    if isinstance(o, (str,Path,pd.DataFrame)) or hasattr(o, 'to_pandas'):
+    if isinstance(o, (str,Path,pd.DataFrame)) or hasattr(o, 'to_pandas') or not hasattr(o, '__iter__'):
         df = as_frame(o, 'unlabelled')
         o = df.iloc[:,0] if df.shape[1]==1 else get_column(df, text_col, 'text_col')
     if not isinstance(o, pd.Series): o = pd.Series(list(o), dtype=object)
@@ -299,8 +299,7 @@ def _stratified(y, pct, rng):
 
 def _random_rows(labels, multi, pct, seed):
     "Positions for validation, in order"
-    if not 0 < pct < 1:
-        raise UlmfitError(f'valid_pct={pct} leaves nothing on one side: pass a share between 0 and 1, such as 0.2, or a valid_col')
+    check_numbers(valid_pct=pct, seed=seed)
     n,rng = len(labels),np.random.default_rng(seed)
     if n < 2: raise UlmfitError(f'{n} rows cannot be split into training and validation: at least two are needed')
     if labels[0] is not None and not multi: return np.sort(_stratified(np.array(labels, object).astype(str), pct, rng))

@@ -283,9 +283,9 @@ def _all_tokens(tok, texts, progress):
 
 def _checked_vocab(vocab):
     "`vocab` as a list, or an `UlmfitError` where the model could not tell padding and unknown words by their ids"
-    vocab = list(vocab)
+    vocab = list(vocab) if hasattr(vocab, '__iter__') else [vocab]
     if not all(isinstance(o, str) for o in vocab):
-        raise UlmfitError('a vocabulary is a list of words: some of its items are not strings')
+        raise UlmfitError('a vocabulary is a list of words, all of them strings')
     if vocab[:2]!=[UNK,PAD]:
         raise UlmfitError(f"a vocabulary starts with '{UNK}' and '{PAD}' (padding is id 1), and this one with {vocab[:2]}: "
                           "put them first, and order the embedding in the same way")
