@@ -97,7 +97,7 @@ def _regressions(X, targs, multi, Cs):
     for C in Cs:
         coef,bias = np.zeros((X.shape[1], targs.shape[1])),np.full(targs.shape[1], _absent)
         bias[present] = 0.
-        if len(present)>1:
+        if len(present)>1 and X.shape[1]:
             model.set_params(C=C).fit(X, y)
             w,b = model.coef_,model.intercept_
             if len(w)==1: w,b = np.concatenate([-w,w])/2,np.concatenate([-b,b])/2 # of two classes it has the second
@@ -125,10 +125,10 @@ def _tfidf(counts, idf):
 _Cs,_enough = [0.3, 1, 3, 10, 30],2000
 
 def _folds(targs, multi):
-    "(training rows, held-out rows) of each fold; none where no class has two texts"
+    "(training rows, held-out rows) of each fold; none below ten texts, or where no class has two"
     from sklearn.model_selection import KFold,StratifiedKFold
     n = min(5, int(targs.sum(0).max()), len(targs))
-    if n<2: return []
+    if n<2 or len(targs)<10: return []
     if multi: return list(KFold(n, shuffle=True, random_state=0).split(targs))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning) # of classes with fewer texts than folds
