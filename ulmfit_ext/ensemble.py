@@ -94,6 +94,7 @@ def _check_words(words, mixture, model):
     if mixture is not None and 'words' not in mixture.weights:
         raise UlmfitError(f"The mixture is of {listing(mixture.weights)}, and words are counted here: make it anew with `weigh`")
 
+# %% ../nbs/33_ensemble.ipynb #bcc8452a
 class BidirEnsemble:
     "A forward and a backward classifier as one, and counted words; probabilities are averaged"
     def __init__(self,

@@ -202,7 +202,6 @@ def fit_classifier(self:ULMFiT,
             def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
             self._to_disk('classifier', side, settings[side], learn, _write)
         self.learns[side] = learn
-    self._ensemble = None
     self._weigh_voices()
     self.save()
     return self
@@ -275,7 +274,8 @@ def count_words(self:ULMFiT) -> BagOfWords: # None with `words=False`, or where 
 
 @patch
 def _weigh_voices(self:ULMFiT):
-    "Find on the validation texts how much each voice counts, and say who won"
+    "Make the ensemble, find on the validation texts how much each voice counts, and say who won"
+    self._ensemble = None
     ens,n = self.ensemble,len(self.dls.valid_idx)
     if ens.words is None or not n: return
     said   = ens.answers()

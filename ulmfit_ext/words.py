@@ -227,7 +227,8 @@ def load(cls:BagOfWords,
     except (ValueError,OSError,RecursionError) as e: raise UlmfitError(f"{file} cannot be read ({e}): copy the model again") from None
     wgts = read_weights(file.with_suffix('.safetensors'))
     try: n,k = len(set(map(str, said['terms']))),len(said['classes'])
-    except (LookupError,TypeError): raise UlmfitError(f"{file} is damaged: it does not name terms and classes. Copy the model again") from None
+    except (LookupError,TypeError):
+        raise UlmfitError(f"{file} is damaged: it does not name terms and classes. Copy the model again") from None
     if {name: tuple(t.shape) for name,t in wgts.items()} != dict(idf=(n,), coef=(n,k), bias=(k,)):
         raise UlmfitError(f"{file} and {file.stem}.safetensors do not belong together: copy the model again")
     return cls(**said, **wgts)
