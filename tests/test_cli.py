@@ -93,6 +93,13 @@ def test_usage(line):
 
 # A session
 
+def test_train_without_words(home, tmp_path):
+    "Words can be switched off; a model without them is told from one with them by its rows"
+    out = run(small+' --no-words --directions fwd --lm-epochs 0 --out {}', home/'reviews.csv', tmp_path/'o').stdout
+    assert 'Counting' not in out and not (tmp_path/'o'/'model'/'words.json').exists()
+    assert 'words' not in run('evaluate {} {}', tmp_path/'o', home/'reviews.csv').stdout
+    assert re.search(r'\nwords .*\nforward .*\nbackward .*\nboth .*\nall .*\n.*ounting words alone', run('evaluate {} {}', home/'out', home/'reviews.csv').stdout)
+
 def test_train(home):
     "`train` leaves a model, plots and a line to type next; what it prints fits a log file"
     assert {'confusion.png','lm_fwd.png','lm_bwd.png','classifier_fwd.png','classifier_bwd.png','model'} <= {o.name for o in (home/'out').iterdir()}
@@ -100,7 +107,8 @@ def test_train(home):
     res = run(small+' --out {}', home/'reviews.csv', home/'out')
     assert res.stdout.count('on disk')==4, 'the same line again reads what is there'
     assert '\r' not in res.stdout and '█' not in res.stdout and '\x1b' not in res.output and 'deprecated' not in res.output
-    assert re.search(r'Validation, 12 texts\n +loss +accuracy +F1\nforward .*\nbackward .*\nboth .*\n', res.stdout)
+    assert re.search(r'Validation, 12 texts\n +loss +accuracy +F1\nwords .*\nforward .*\nbackward .*\nboth .*\nall .*\n', res.stdout)
+    assert 'Counting words: accuracy' in res.stdout and 'ounting words alone' in res.stdout
     assert res.stdout.splitlines()[-1]==f"ulmfit predict {home/'out'/'model'} FILE --text text"
 
 def test_test_table_and_baseline(home):

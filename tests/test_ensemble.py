@@ -9,9 +9,11 @@ from ulmfit_ext.callback.bpt3c import BPT3C
 from ulmfit_ext.core import UlmfitError
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble,label_targets,mean_logits
+from ulmfit_ext.mixture import Mixture
 from ulmfit_ext.model import TextModel
 from ulmfit_ext.predict import Predictor
 from ulmfit_ext.reader import Int8LSTM,Reader
+from ulmfit_ext.words import BagOfWords
 
 tiny  = dict(emb_sz=8, n_hid=12, n_layers=2)
 words = 'good fine bright bad dull poor the a film was very with plot and cast on night'.split()
@@ -418,3 +420,56 @@ def test_loaders_of_the_other_direction(ens, dls):
     fwd,bwd = dls.clas_fwd.valid,dls.clas_bwd.valid
     close(ens.get_preds(dl=(fwd,bwd))[0], ens.get_preds()[0])
     with raises('the other way'): ens.get_preds(dl=(bwd,fwd))
+
+# a third voice
+
+def bag_of(ens, reverse=False):
+    "Words counted in the training texts of an ensemble"
+    ds,vocab = ens.fwd.dls.train_ds,ens.fwd.dls.processor.vocab
+    labels = ens.first.labels([o[1] for o in ds])
+    return BagOfWords.fit([[vocab[i] for i in o[0]][::-1 if reverse else 1] for o in ds], labels, ens.classes, ens.multi)
+
+def test_a_third_voice(ens):
+    bag = bag_of(ens)
+    three,df = BidirEnsemble(ens.fwd, ens.bwd, bag),make_df(30, seed=9)
+    outs,targs = three.answers(df)
+    assert list(outs)==['words','forward','backward']
+    proc = ens.fwd.dls.processor
+    close(outs['words'], bag.logits([[proc.vocab[i] for i in o] for o in proc.encode(df.text)]))
+    close(three.get_preds(texts=df.text)[0], sum(o.softmax(1) for o in outs.values())/3)
+    res = three.validate(df)
+    assert list(res.index)==['words','forward','backward','both','all']
+    pd.testing.assert_frame_equal(res.drop(['words','all']), ens.validate(df))
+    close(res.loc['all','accuracy'], (three.predict_df(df).pred_label==df.label).mean())
+    close(three.confusion_matrix(df).values.trace()/30, res.loc['all','accuracy'])
+    assert list(three.show_results(2).columns)==['text','target','words','forward','backward','both','all'] and 'words' in repr(three)
+    label,_,probs = three.predict(df.text[0])
+    close(probs, three.get_preds(texts=[df.text[0]])[0][0]); assert label==three.classes[probs.argmax()]
+
+@pytest.mark.parametrize('side', ['fwd','bwd'])
+def test_a_set_and_its_texts_give_the_same(ens, side):
+    "Words are counted from the beginning of a text, whichever way a model reads"
+    one = BidirEnsemble(getattr(ens, side), words=bag_of(ens))
+    assert list(one.validate().index)[0::2]==['words','all']
+    texts = [one.first.processor.decode(o[0].flip(0) if side=='bwd' else o[0]).removeprefix('xxbos ') for o in one.first.learn.dls.valid_ds]
+    close(one.get_preds()[0], one.get_preds(texts=texts)[0])
+    close(one.answers().outs['words'], BidirEnsemble(ens.fwd, ens.bwd, one.words).answers().outs['words'])
+
+def test_voices_are_weighed(ens):
+    three,df = BidirEnsemble(ens.fwd, ens.bwd, bag_of(ens)),make_df(200, seed=4)
+    before = three.validate(df).loss['all']
+    assert three.weigh(df) is three and set(three.mixture.weights)=={'words','forward','backward'}
+    assert three.validate(df).loss['all']<before
+    only = BidirEnsemble(ens.fwd, ens.bwd, three.words, mixture=Mixture(dict(words=1., forward=0., backward=0.), dict(words=2., forward=1., backward=1., all=1.)))
+    close(only.get_preds(texts=df.text)[0], (only.answers(df).outs['words']/2).softmax(1))
+    two = BidirEnsemble(ens.fwd, ens.bwd)
+    assert two.weigh(df).mixture is None and list(two.validate(df).index)==['forward','backward','both']
+
+def test_a_third_voice_of_several_labels(multi):
+    three,df = BidirEnsemble(multi.fwd, multi.bwd, bag_of(multi)).weigh(),make_topics(40)
+    res = three.validate(df, label_delim=';')
+    assert list(res.index)==['words','forward','backward','both','all'] and np.isfinite(res.values).all() and res.loc['words','accuracy_multi']>.9
+
+def test_words_that_do_not_fit(ens, multi):
+    with raises('fit the words'): BidirEnsemble(ens.fwd, ens.bwd, bag_of(multi))
+    with raises('weigh'): BidirEnsemble(ens.fwd, ens.bwd, bag_of(ens), mixture=Mixture(dict(forward=.5, backward=.5), {}))

@@ -18,6 +18,7 @@ from ulmfit_ext.model import TextModel
 from ulmfit_ext.predict import Predictor
 from ulmfit_ext.text.loaders import clas_dls
 from ulmfit_ext.text.tokens import TextProcessor
+from ulmfit_ext.words import BagOfWords
 
 tiny  = dict(emb_sz=8, n_hid=12, n_layers=2)
 words = 'good fine bright bad dull poor the a film was very with plot and cast on night'.split()
@@ -297,3 +298,44 @@ def test_a_loss_that_is_not_saved_whole(ens, tmp_path, recwarn):
         ens.fwd.loss_func = LabelSmoothingCrossEntropyFlat()
         with pytest.warns(UserWarning, match='LabelSmoothingCrossEntropyFlat, only the kind is saved'): ens.save(tmp_path/'b')
     finally: ens.fwd.loss_func = was
+
+# counted words
+
+@pytest.fixture(scope='module')
+def three(ens):
+    ds,vocab = ens.fwd.dls.train_ds,ens.first.processor.vocab
+    bag = BagOfWords.fit([[vocab[i] for i in o[0]] for o in ds], [ens.classes[o[1]] for o in ds], ens.classes)
+    return BidirEnsemble(ens.fwd, ens.bwd, bag).weigh(make_df(100, seed=5))
+
+def test_words_go_along(three, ens, tmp_path):
+    path = three.save(tmp_path/'m')
+    assert {o.name for o in path.iterdir()}=={'config.json','vocab.json','fwd.safetensors','bwd.safetensors','words.json','words.safetensors'}
+    new,config = load_ulmfit(path),json.loads((path/'config.json').read_text())
+    assert same(new, three) and new.mixture==three.mixture and config['format']==2 and {'words.json','words.safetensors'}<set(config['sha256'])
+    assert same(load_ulmfit(new.save(tmp_path/'again')), three)
+    new.mixture = None
+    assert same(load_ulmfit(new.save(tmp_path/'again')), new)
+    ens.save(path)
+    assert load_ulmfit(path).words is None and not (path/'words.json').exists() and json.loads((path/'config.json').read_text())['format']==1
+
+def mix(**new):
+    def _f(d):
+        cfg = json.loads((d/'config.json').read_text())
+        cfg['mixture'].update(new)
+        (d/'config.json').write_text(json.dumps(cfg))
+    return _f
+
+def unsaid(d):
+    "As if the words had never been there, but for the format"
+    cfg = json.loads((d/'config.json').read_text())
+    for o in ('words.json','words.safetensors'): cfg['sha256'].pop(o)
+    (d/'config.json').write_text(json.dumps(cfg))
+
+@pytest.mark.parametrize('change,says', [
+    (drop('words.json'), 'words.json is missing'), (cut('words.json'), 'words.json is not the file'), (cut('words.safetensors'), 'words.safetensors is not the file'),
+    (then(cut('words.json'), rehash), 'words.json cannot be read'), (then(cut('words.safetensors'), rehash), 'words.safetensors cannot be read'), (then(write('words.json', '{}'), rehash), 'words.json is damaged'),
+    (unsaid, 'does not say what the model consists of'), (edit(mixture=3), 'damaged'), (edit(mixture={}), 'damaged'), (mix(weights='x'), 'damaged'), (mix(weights=dict(words='x')), 'damaged'), (mix(weights={}), 'weigh')])
+def test_damage_of_words_is_named(three, tmp_path, change, says):
+    path = three.save(tmp_path/'m')
+    change(path)
+    with raises(says): load_ulmfit(path)

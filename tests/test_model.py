@@ -15,6 +15,7 @@ from ulmfit_ext.lm import lm_learner
 from ulmfit_ext.model import TextModel,evaluating
 from ulmfit_ext.predict import Predictor
 from ulmfit_ext.text.tables import sample_table
+from ulmfit_ext.words import BagOfWords
 
 tiny  = dict(emb_sz=8, n_hid=12, n_layers=2)
 table = sample_table(80, classes=['Parameters','Notes'])
@@ -169,7 +170,9 @@ print(json.dumps([probs, early, [o for o in ('fastai','fastcore','sklearn') if o
 """
 
 def test_no_fastai(dls, tmp_path):
-    ens  = BidirEnsemble(*[ulmfit_classifier(o, tiny) for o in (dls.clas_fwd,dls.clas_bwd)])
+    docs = [[dls.vocab[i] for i in o[0]] for o in dls.clas_fwd.train_ds]
+    bag  = BagOfWords.fit(docs, [dls.classes[o[1]] for o in dls.clas_fwd.train_ds], dls.classes)
+    ens  = BidirEnsemble(*[ulmfit_classifier(o, tiny) for o in (dls.clas_fwd,dls.clas_bwd)], words=bag)
     path = ens.save(tmp_path/'m')
     env  = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(Path(ulmfit_ext.__file__).parents[1]), os.environ.get('PYTHONPATH', '')])}
     res  = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(path)], capture_output=True, text=True, env=env, cwd=tmp_path)

@@ -242,3 +242,64 @@ def test_recipe_is_tried_once_and_said(make, tmp_path, capsys):
 def test_batches_follow_from_the_number_of_labels(make):
     assert make(bs=None).dls.clas_bs==16
     assert make().dls.clas_bs==8
+
+# the third voice
+
+@pytest.fixture
+def spell(tmp_path):
+    "Labels that single words tell, on enough texts to weigh voices with"
+    texts = make_texts(150, 3)
+    df = pd.DataFrame(dict(text=texts, label=['pos' if ' good' in t else 'neg' for t in texts]))
+    def _f(**kwargs): return ULMFiT.from_df(df, tmp_path/'u', **{**dict(pretrained=None, config=size, bs=8, min_freq=1, seed=1), **kwargs})
+    return _f
+
+def test_words_are_counted_first_and_weighed_last(spell, capsys):
+    u = spell().fit_classifier(1)
+    out = capsys.readouterr().out
+    assert out.index('Counting words: accuracy ')<out.index('Classifier, forward') and 'on 30 validation texts' in out
+    res = u.validate()
+    assert list(res.index)==['words','forward','backward','both','all'] and res.accuracy['words']>.8
+    said = out.strip().splitlines()[-1]
+    assert said.startswith('30 validation texts: ') and f"counting words alone {'is right ' if res.accuracy['words']>res.accuracy['all'] else ''}in {res.accuracy['words']*100:.1f} %" in said.replace('Counting','counting')
+    weights = u.ensemble.mixture.weights
+    assert all(f'{k} {w:.2f}' in said for k,w in weights.items()) and weights['words']>=max(weights.values())-1e-6, 'the classifiers have hardly learned'
+    assert u.bag.predict([['xxbos','good']])==['pos']
+
+def test_words_come_back(spell, capsys):
+    u = spell().fit_classifier(1)
+    loaded = ULMFiT.load(u.path)
+    assert loaded.words and torch.equal(loaded.predict('a good cat')[2], u.predict('a good cat')[2]) and loaded.ensemble.mixture==u.ensemble.mixture
+    again = spell().fit_classifier(1)
+    assert len(list((u.path/'words').iterdir()))==1 and torch.equal(again.predict('a good cat')[2], u.predict('a good cat')[2])
+
+def test_words_on_disk_are_read(spell, monkeypatch):
+    u = spell()
+    bag = u.count_words()
+    monkeypatch.setattr('ulmfit_ext.words.BagOfWords.fit', None)
+    assert torch.equal(spell().count_words().coef, bag.coef)
+    monkeypatch.undo()
+    (u.path/'words'/'words-1'/'words.json').write_text('{')
+    with pytest.warns(UserWarning, match='words.json cannot be read.*counted again'): again = spell().count_words()
+    assert torch.equal(again.coef, bag.coef)
+
+def test_without_words(spell, capsys):
+    u = spell(words=False).fit_classifier(1)
+    assert 'Counting' not in capsys.readouterr().out and list(u.validate().index)==['forward','backward','both'] and u.count_words() is None
+    assert not ULMFiT.load(u.path).words and not (u.path/'words').exists()
+
+def test_words_learn_from_the_training_texts_only(spell):
+    u = spell()
+    seen = set(u.count_words().number)
+    train,valid = [{t for doc in u._tokens(rows) for t in doc} for rows in (u.dls.train_idx,u.dls.valid_idx)]
+    assert train<=seen and not {f'{a} {b}' for doc in u._tokens(u.dls.valid_idx) for a,b in zip(doc, doc[1:])}<=seen and valid
+
+def test_words_of_several_labels(tmp_path, capsys):
+    texts = make_texts(100, 5)
+    df = pd.DataFrame(dict(text=texts, label=[[o for o in ('cat','dog','tree') if f' {o}' in t.lower()] for t in texts]))
+    u = ULMFiT.from_df(df, tmp_path/'m', None, config=size, directions='bwd', bs=8, min_freq=1, seed=1).fit_classifier(1)
+    assert list(u.validate().index)==['words','backward','all'] and 'oth together' in capsys.readouterr().out
+    assert ULMFiT.load(u.path).bag.multi and isinstance(u.predict('a cat')[0], list)
+
+def test_words_without_labels(df, tmp_path):
+    u = ULMFiT.from_df(df, tmp_path/'l', None, config=size, bs=8, min_freq=1, label_col=None)
+    assert u.count_words() is None

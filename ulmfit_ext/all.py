@@ -26,6 +26,9 @@ from .weights import *
 from .checkpoint import *
 from .lm import *
 from .classifier import *
+from .words import *
+from .mixture import *
+from .scores import *
 from .folder import *
 from .reader import *
 from .model import *

@@ -85,7 +85,8 @@ def _typer_param(param, comment, panel):
     has_default = param.default not in (param.empty, None, False, [])
     kwargs = dict(help='. '.join(filter(None, [comment, facts.more])), rich_help_panel=panel, metavar=facts.shown,
                   min=least, max=facts.most, show_default=has_default)
-    names = ['--'+param.name.replace('_','-'), *filter(None, [facts.letter])]
+    name  = param.name.replace('_','-')
+    names = [f'--{name}/--no-{name}' if param.default is True else f'--{name}', *filter(None, [facts.letter])]
     info  = typer.Argument(**kwargs) if facts.is_argument else typer.Option(*names, **kwargs)
     return param.replace(annotation=Annotated[typ, info], kind=param.KEYWORD_ONLY)
 
@@ -111,8 +112,7 @@ def command(
             with manners(stopped.format(**kwargs), debug): f(**kwargs)
         _run.__signature__ = inspect.Signature(params + [_debug_param])
         _run.__annotations__ = {}
-        title = 'Examples:' if len(examples)>1 else 'Example:'
-        app.command(f.__name__, epilog='\n\n'.join([title, *examples]))(_run)
+        app.command(f.__name__, epilog='\n\n'.join(['Examples:' if len(examples)>1 else 'Example:', *examples]))(_run)
         return f
     return _register
 
@@ -232,14 +232,14 @@ def _new_ulmfit(o, df, columns):
     is_folder  = o.unlabelled and o.unlabelled.is_dir()
     unlabelled = list(TextStream(o.unlabelled, o.text)) if is_folder else o.unlabelled
     return ULMFiT.from_df(df, path=o.out, pretrained=pretrained, directions=o.directions, config=o.size or 'small',
-                          lang=o.lang, minutes=o.minutes, min_freq=o.min_freq, max_vocab=o.max_vocab, unlabelled=unlabelled,
+                          lang=o.lang, minutes=o.minutes, words=o.words, min_freq=o.min_freq, max_vocab=o.max_vocab, unlabelled=unlabelled,
                           valid_pct=o.valid_pct, valid_col=o.valid, bptt=o.bptt, seed=o.seed, **columns,
                           **(dict(bs=o.bs) if o.bs else {}))
 
 # %% ../nbs/42_cli.ipynb #04879b30
 def _train(o):
     from ulmfit_ext.core import save_figure
-    from ulmfit_ext.ensemble import label_targets
+    from ulmfit_ext.scores import label_targets
     from ulmfit_ext.report import baseline_scores,labelled_rows,print_report
     from ulmfit_ext.text.tables import read_table
     columns = dict(text_col=o.text, label_col=o.label, label_delim=o.label_delim)
@@ -266,7 +266,7 @@ def _train(o):
          'ulmfit train reviews.csv --pretrained german --lang de --unlabelled more.txt --test held_out.csv',
          stopped='What was finished is kept in {out}: the same line goes on from there',
          Data='text label valid_pct valid test unlabelled label_delim lang min_freq max_vocab',
-         Model='out pretrained size directions',
+         Model='out pretrained size directions words',
          Training='lm_epochs minutes epochs recipe lm_lr lr bs bptt max_len bf16 seed baseline')
 def train(
     file:Path, # Table of labelled texts; rows without a label serve the language model
@@ -276,6 +276,7 @@ def train(
     pretrained:str=None, # Language model to begin with, or none. If not given, and no --size: the best there is time for
     size:str=None, # Size of the model where nothing is pretrained
     directions:str='both', # Read the texts forward, backward, or both ways
+    words:bool=True, # Count words too: a third voice, trained in seconds
     lang:str=None, # spaCy's code of the language, for the tokenizer
     valid_pct:float=0.2, # Share of the labelled texts held out for validation
     valid:str=None, # Column that says which rows to hold out instead (true or false)
@@ -352,9 +353,9 @@ def evaluate(
     plot:Path=None, # Picture of the confusion matrix to write
     quantize:bool=False, # Compute in 8-bit integers, on the CPU
 ):
-    "Compare a model's answers with the labels of a table: forward, backward and both together."
+    "Compare a model's answers with the labels of a table: words, forward, backward and all together."
     from ulmfit_ext.core import UlmfitError,save_figure
-    from ulmfit_ext.report import labelled_rows,print_table,scores
+    from ulmfit_ext.report import labelled_rows,print_scores,scores
     from ulmfit_ext.text.write import new_file
     with (new_file(plot) if plot else nullcontext()) as tmp, log_to(sys.stderr):
         ens,df = _load_model(model, quantize),labelled_rows(file, text, label)
@@ -363,7 +364,7 @@ def evaluate(
         answers = ens.answers(df=df, text_col=text, label_col=label, label_delim=label_delim)
         table = scores(ens, answers)
         if plot: save_figure(ens.plot_confusion_matrix(answers), tmp)
-    print_table(table, f'{len(df):,} texts of {file}')
+    print_scores(table, f'{len(df):,} texts of {file}')
 
 # %% ../nbs/42_cli.ipynb #bdcb2e4d
 def _sample_text(learn, backwards, n_words=30):

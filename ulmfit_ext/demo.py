@@ -17,6 +17,7 @@ from fastprogress.fastprogress import progress_bar
 from .core import *
 from .core import no_collections
 from .callback.precision import *
+from .scores import *
 from .report import *
 from .pipeline import *
 
@@ -345,11 +346,12 @@ demo_sentences = ['The tolerance for termination by the norm of the gradient.',
                   'samples.']
 
 def _plot_errors(errors):
-    "The errors as bars, the baseline in grey. Returns the axes"
+    "The errors as bars, counted words and the baseline in grey, and a line where the baseline ends. Returns the axes"
     import matplotlib.pyplot as plt
-    with plt.ioff(): ax = plt.subplots(figsize=(7,2.2), layout='constrained')[1]
-    colors = ['lightgray' if o.startswith('TF-IDF') else 'steelblue' for o in errors.index]
+    with plt.ioff(): ax = plt.subplots(figsize=(7,.8+.35*len(errors)), layout='constrained')[1]
+    colors = ['lightgray' if o=='words' or o.startswith('TF-IDF') else 'steelblue' for o in errors.index]
     bars = ax.barh(list(errors.index), errors.values*100, color=colors)
+    ax.axvline(errors.values[-1]*100, color='gray', ls='--', lw=1)
     ax.bar_label(bars, fmt='%.1f %%', padding=3)
     ax.invert_yaxis()
     ax.set(xlabel='test error, %', xlim=(0, max(errors.values)*118))
@@ -359,7 +361,7 @@ def _print_results(ulmfit, errors, n_test, labels):
     "Print the errors and three predictions"
     print(f"\nTest error on {n_test:,} passages of other modules, {labels} labels a class:\n")
     for k,v in errors.items(): print(f"  {k:<30}{v:7.1%}")
-    print()
+    print(f'\n{verdict(1-errors)}\n')
     for row in ulmfit.predict_df(demo_sentences).itertuples(): print(f"  {row.label:<11}{row.confidence:4.0%}  {row.text}")
 
 def _save_results(ulmfit, answers, errors, out):
@@ -378,7 +380,7 @@ def run_demo(
     path:str|Path=None, # A folder of Python source to read instead of the installed packages
     out:str|Path='ulmfit-demo', # Folder for the model, the pictures and the results
     seed:int=0, # Of the split and of training
-) -> pd.Series: # Test error of 'forward', 'backward', 'both' and the baseline
+) -> pd.Series: # Test error of 'words', 'forward', 'backward', 'both', 'all' and the baseline
     """All three stages on docstrings, in both directions, next to TF-IDF and logistic regression on the same labels.
 
     Raises `UlmfitError` where there is too little text."""

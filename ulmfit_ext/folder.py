@@ -13,9 +13,10 @@ import ulmfit_ext
 from .core import *
 
 # %% ../nbs/29_folder.ipynb #e3736235
-_kind,_format = 'ulmfit_ext classifier',1
+_kind,_format = 'ulmfit_ext classifier',2 # a folder without counted words is of format 1, as it always was
 _sides = ['fwd','bwd']
-_files = ['config.json', 'vocab.json', *[f'{side}.safetensors' for side in _sides]]
+_word_files = ['words.json', 'words.safetensors']
+_files = ['config.json', 'vocab.json', *[f'{side}.safetensors' for side in _sides], *_word_files]
 
 def read_config(
     path:Path, # Folder of a model
@@ -86,10 +87,11 @@ def write_folder(
     config:dict, # What else `config.json` is to say
     vocab:list, # Words by id
     modules:dict, # The module of each direction, by 'fwd' and 'bwd'
+    words=None, # A `BagOfWords` that goes with them; None: there is none
 ) -> Path: # The folder
     "Write a model. Raises `UlmfitError` where `path` cannot be written, or holds anything but a model"
     path = as_path(path).absolute()
-    head = dict(kind=_kind, format=_format, ulmfit_ext=ulmfit_ext.__version__)
+    head = dict(kind=_kind, format=1 if words is None else 2, ulmfit_ext=ulmfit_ext.__version__)
     try:
         path = path.resolve()
         check_place(path)
@@ -99,6 +101,7 @@ def write_folder(
                 file = tmp/f'{side}.safetensors'
                 save_weights(module, file)
                 shutil.copymode(tmp/'vocab.json', file) # safetensors lets nobody else read what it writes
+            if words is not None: words.save(tmp)
             hashes = {o.name: _sha256(o) for o in sorted(tmp.iterdir())}
             (tmp/'config.json').write_text(json.dumps({**head, **config, 'sha256': hashes}, indent=1), encoding='utf-8')
     except OSError as e:
@@ -117,7 +120,8 @@ def check_files(
         if not (path/name).is_file(): raise UlmfitError(f"{path} is not complete: {name} is missing. Copy the model again")
         if _sha256(path/name)!=h:
             raise UlmfitError(f"{path/name} is not the file that was saved: its hash differs. Copy the model again")
-    lost = {'vocab.json', *[f'{o}.safetensors' for o in sides]} - set(hashes)
+    words = _word_files if config['format']>1 else []
+    lost  = {'vocab.json', *[f'{o}.safetensors' for o in sides], *words} - set(hashes)
     if lost or not sides or not sides<=set(_sides):
         raise UlmfitError(f"{file} is damaged: it does not say what the model consists of. Copy the model again")
 

@@ -22,6 +22,9 @@ from .checkpoint import *
 from .lm import *
 from .classifier import *
 from .recipe import *
+from .words import *
+from .mixture import *
+from .scores import *
 from .folder import *
 from .ensemble import *
 from .export import *
@@ -53,6 +56,7 @@ class ULMFiT:
         config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
         bptt:int=70, # Tokens in a chunk of the classifier
         seed:int=None, # Random numbers of training; None: not set
+        words:bool=True, # Count words too, as a third voice?
     ):
         _check(directions, config)
         bptt,seed = check_numbers(bptt=bptt, seed=seed).values()
@@ -61,6 +65,7 @@ class ULMFiT:
         make_dir(self.path)
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
+        self.bag = None # the third voice
         data = dict(data_sha256=_data_sha256(dls), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
         weights = {s: dict(pretrained_sha256=fingerprint(pretrained, s=='bwd'), sizes=lm_size(config)) for s in self.sides}
         self.inputs = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # settings that all stages share
@@ -95,6 +100,7 @@ def from_df(cls:ULMFiT,
     bptt:int=70, # Tokens in a chunk
     seed:int=42, # The split, and the random numbers of training
     all_words:bool=True, # Make all words that the pretrained model knows part of the vocabulary?
+    words:bool=True, # Count words too, as a third voice?
     lang:str=None, # spaCy's code of the language, as for `ulmfit_dls`; None: that of the pretrained model, or English
     minutes:float=None, # Time that training may take, by which 'auto' chooses; None: an hour
     **kwargs
@@ -104,12 +110,12 @@ def from_df(cls:ULMFiT,
     df,path = as_frame(df),as_path(path)
     if 'unlabelled' in kwargs: kwargs['unlabelled'] = unlabelled_texts(kwargs['unlabelled'], kwargs.get('text_col', 'text'))
     def _choose(): return choose_lm(lang, epoch_tokens(df, **kwargs), len(_sides[directions]), minutes, memo=path/'pretrained.json')
-    pretrained,words,lang = _start_from(pretrained, directions, config, lang, _choose)
+    pretrained,known,lang = _start_from(pretrained, directions, config, lang, _choose)
     make_dir(path)
     if kwargs.get('bs', 0) is None: kwargs.pop('bs')
-    dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=words if all_words else None, **kwargs)
+    dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=known if all_words else None, **kwargs)
     if not {'bs','clas_bs'} & set(kwargs): dls.clas_bs = batch_size(len(dls.train_idx))
-    return cls(dls, path, pretrained, directions, config, bptt, seed)
+    return cls(dls, path, pretrained, directions, config, bptt, seed, words)
 
 # %% ../nbs/40_pipeline.ipynb #f14f9f27
 @patch
@@ -197,6 +203,7 @@ def fit_classifier(self:ULMFiT,
     "Stage three: train the classifier of each direction by a recipe, keep its best epoch, or read it from disk"
     self._can_train()
     check_place(self.folder)
+    self.count_words()
     numbers = check_numbers(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
     n_epoch,wd = numbers.pop('n_epoch'),numbers.pop('wd')
     common = dict(n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **kwargs)
@@ -211,7 +218,7 @@ def fit_classifier(self:ULMFiT,
             def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
             self._to_disk('classifier', side, settings[side], learn, _write)
         self.learns[side] = learn
-    self._ensemble = None
+    self._weigh_voices()
     self.save()
     return self
 
@@ -280,14 +287,59 @@ def _warn_of_lm(self:ULMFiT, side):
     if ours: warn(f"{ours[-1]} holds a fine-tuned language model, and it is not used: "
                   "call fit_lm() first with its settings, which reads it from disk")
 
+# %% ../nbs/40_pipeline.ipynb #14a55a56
+@patch
+def _tokens(self:ULMFiT, rows):
+    "The tokens of the texts in `rows`"
+    dls = self.dls
+    return [[dls.vocab[j] for j in dls.ids[dls.offs[i]:dls.offs[i+1]].tolist()] for i in rows]
+
+@patch
+def _fit_words(self:ULMFiT):
+    "Count the words of the training texts, or read what was counted"
+    folder,dls,settings = self.path/'words',self.dls,plain_settings(data_sha256=_data_sha256(self.dls))
+    path = find_piece(folder, 'words', settings)
+    if path is not None:
+        try: return BagOfWords.load(path)
+        except UlmfitError as e: warn(f'{e}. They are counted again')
+    bag = BagOfWords.fit(self._tokens(dls.train_idx), [dls.y[i] for i in dls.train_idx], dls.classes, dls.multi)
+    save_piece(folder, 'words', settings, bag.save)
+    return bag
+
+@patch
+def count_words(self:ULMFiT) -> BagOfWords: # None with `words=False`, or where there are no labels
+    "Train the third voice, or read it from disk, and print how good it is. `fit_classifier` begins with this"
+    self._can_train()
+    dls = self.dls
+    if not self.words or dls.classes is None: return
+    if self.bag is None: self.bag = self._fit_words()
+    accuracy,where = self.bag.choices['cv_accuracy'],'the training texts, cross-validated'
+    if n := len(dls.valid_idx):
+        targs = label_targets([dls.y[i] for i in dls.valid_idx], dls.classes, dls.multi)
+        accuracy = shares_right(dict(words=self.bag.logits(self._tokens(dls.valid_idx))), targs, dls.multi)['words']
+        where = f'{n:,} validation texts'
+    if accuracy is not None: print(f'Counting words: accuracy {accuracy:.2f} on {where}')
+    return self.bag
+
+@patch
+def _weigh_voices(self:ULMFiT):
+    "Make the ensemble, find on the validation texts how much each voice counts, and say who won"
+    self._ensemble = None
+    ens,n = self.ensemble,len(self.dls.valid_idx)
+    if ens.words is None or not n: return
+    said   = ens.answers()
+    shares = shares_right(together(said.outs, ens.weigh(said).mixture, ens.multi), said.targs, ens.multi)
+    counts = ', '.join(f'{k} {w:.2f}' for k,w in ens.mixture.weights.items())
+    print(f'{n:,} validation texts: {verdict(shares)} Weights: {counts}')
+
 # %% ../nbs/40_pipeline.ipynb #96334c94
 @patch(as_prop=True)
 def ensemble(self:ULMFiT):
-    "The classifiers of both directions as one"
+    "The classifiers of both directions, and the counted words, as one"
     if self._ensemble is None:
         if not all(s in self.learns for s in self.sides):
             raise UlmfitError("The classifier is not trained yet: call `fit_classifier()` first")
-        self._ensemble = BidirEnsemble(*[self.learns[s] for s in self.sides])
+        self._ensemble = BidirEnsemble(*[self.learns[s] for s in self.sides], words=self.bag)
     return self._ensemble
 
 @patch
@@ -295,8 +347,8 @@ def ensemble(self:ULMFiT):
 def validate(self:ULMFiT,
     ds_idx:int=1, # Which of the learners' sets: 0 training, 1 validation; or a table, as `df`; or `answers`
     **kwargs
-) -> pd.DataFrame: # Rows 'forward', 'backward' and 'both', columns 'loss' and each metric
-    "Loss and metrics of the forward and the backward classifier and of both together: `BidirEnsemble.validate`"
+) -> pd.DataFrame: # Rows 'words', 'forward', 'backward', 'both' and 'all', as far as they are there; columns 'loss' and each metric
+    "Loss and metrics of each voice, of both directions and of all together: `BidirEnsemble.validate`"
     return self.ensemble.validate(ds_idx, **kwargs)
 
 @patch
@@ -335,4 +387,5 @@ def load(cls:ULMFiT,
     res.folder = res.path/'model' if (res.path/'model').is_dir() else res.path
     res.sides,res.lms,res.learns = (),{},{}
     res._ensemble = load_ulmfit(res.folder)
+    res.bag,res.words = res._ensemble.words,res._ensemble.words is not None
     return res
