@@ -1,0 +1,125 @@
+"""Test errors with few labels: the voices of `ULMFiT`, fastai's stock recipe and TF-IDF, on the same labels.
+
+    ULMFIT_DATA=folder python nbs/experiments/few_labels/run.py trec6 --labels 100 --labels 500 --seeds 3
+    ULMFIT_DATA=folder python nbs/experiments/few_labels/run.py imdb  --labels 200 --unlabelled 3000
+
+Each run is a line of `results.jsonl` beside this file, with its settings and the versions of what computed it. A run that is there already is not made
+again, so the same command goes on where it was stopped. `few_labels.ipynb` draws what was found.
+
+Stage two reads the training texts without their labels, once for each set and direction; all numbers of labels and all seeds share it. A seed draws
+other labels and other random numbers. Nothing is chosen on the test texts: they are read once, at the end.
+"""
+import json, os, platform, time, warnings
+from pathlib import Path
+from typing import Annotated
+import fastai, numpy as np, pandas as pd, torch, typer
+from fastai.text.all import *
+import ulmfit_ext
+from ulmfit_ext.all import *
+from ulmfit_ext.report import tfidf_baseline
+from ulmfit_ext.callback.precision import has_bfloat16
+
+here  = Path(__file__).resolve().parent
+files = dict(trec6='trec6.jsonl.gz', imdb='imdb.jsonl.gz', germeval='germeval2018.jsonl.gz')
+langs = dict(germeval='de')
+
+def read_set(name, n_unlabelled):
+    "Training texts, test texts (2,000 at most), and more texts without labels"
+    folder = Path(os.environ['ULMFIT_DATA'])
+    df = pd.read_json(folder/files[name], lines=True)
+    train,test = [df[df.split==o][['text','label']].reset_index(drop=True) for o in ('train','test')]
+    if len(test)>4000: test = test.sample(2000, random_state=0).reset_index(drop=True)
+    more = []
+    if name=='imdb':
+        train = train.sample(frac=1, random_state=0).reset_index(drop=True)
+        if n_unlabelled: more = pd.read_json(folder/'imdb_unsup.jsonl.gz', lines=True, nrows=n_unlabelled).text.tolist()
+    return train,test,more
+
+def draw(train, n, seed):
+    "`n` labelled rows, or all: as many of each class as there are in all"
+    if n>=len(train): return train
+    share = train.groupby('label', group_keys=False)
+    rows  = share.sample(frac=n/len(train), random_state=seed)
+    rare  = share.sample(n=2, random_state=seed) # two of each class at least
+    return pd.concat([rows, rare[~rare.label.isin(rows.label)]]).sample(frac=1, random_state=seed).reset_index(drop=True)
+
+def stage_two(name, texts, pretrained, lang, work, bf16, minutes):
+    "A folder with both language models, fine-tuned on `texts`"
+    folder = work/f'{name}-{len(texts)}-{pretrained}'
+    sides  = [o for o in ('fwd','bwd') if not (folder/f'{o}.safetensors').exists()]
+    if sides:
+        ulmfit = ULMFiT.from_df(pd.DataFrame(dict(text=texts)), work/f'{folder.name}-lm', pretrained, label_col=None, valid_pct=0.05, lang=lang)
+        ulmfit.fit_lm(bf16=bf16, minutes=minutes)
+        for side,learn in ulmfit.lms.items(): save_lm(learn, folder, half=True, ulmfit_perplexity=float(np.exp(learn.validate()[0])))
+    return folder
+
+def answers(ulmfit, test):
+    "Share of the test texts that each voice gets wrong, and all together"
+    return {k: round(1-float(v), 4) for k,v in ulmfit.validate(test).accuracy.items()}
+
+def stock_error(ulmfit, lm, test, side):
+    "fastai's recipe (its course's): batches of 64, four fits by hand at falling rates, from the same language model"
+    learn = text_classifier_learner(getattr(ulmfit.dls, f'clas_{side}'), AWD_LSTM, drop_mult=0.5, metrics=accuracy, pretrained=False,
+                                    config={**awd_lstm_clas_config, **load_lm(lm)[2]})
+    theirs = ulmfit_classifier(getattr(ulmfit.dls, f'clas_{side}'), encoder=lm)
+    learn.model[0].module.load_state_dict(theirs.model[0].module.state_dict())
+    learn.freeze()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, 2e-2)
+        for n,lr in ((-2, 1e-2), (-3, 5e-3)):
+            learn.freeze_to(n)
+            learn.fit_one_cycle(1, slice(lr/2.6**4, lr))
+        learn.unfreeze()
+        learn.fit_one_cycle(2, slice(1e-3/2.6**4, 1e-3))
+        dl = learn.dls.test_dl(test.text.tolist())
+        preds = learn.get_preds(dl=dl)[0].argmax(1)
+    return round(float((np.array(learn.dls.vocab[1])[preds.numpy()]!=test.label.to_numpy()).mean()), 4)
+
+def one_run(method, name, labelled, test, more, lm, pretrained, lang, seed, work, bf16):
+    path = work/f'run-{name}-{len(labelled)}-{seed}-{method}'
+    kwargs = dict(lang=lang, seed=seed, directions='both')
+    if method=='semi-supervised':
+        return answers(ULMFiT.from_df(labelled, path, lm, **kwargs).fit_classifier(bf16=bf16), test)
+    if method=='paper':
+        return answers(ULMFiT.from_df(labelled, path, lm, bs=64, **kwargs).fit_classifier(8, 0.01, bf16=bf16), test)
+    if method=='supervised':
+        return answers(ULMFiT.from_df(labelled, path, pretrained, **kwargs).fit_lm(bf16=bf16).fit_classifier(bf16=bf16), test)
+    if method=='from nothing':
+        return answers(ULMFiT.from_df(labelled, path, None, **kwargs).fit_classifier(bf16=bf16), test)
+    if method=='stock':
+        ulmfit = ULMFiT.from_df(labelled, path, lm, bs=64, **kwargs)
+        return {way: stock_error(ulmfit, lm, test, side) for way,side in (('forward','fwd'),)}
+    if method=='TF-IDF': return {'TF-IDF': round(tfidf_baseline(labelled.text, labelled.label, test.text, test.label)[0], 4)}
+
+def main(
+    name:Annotated[str, typer.Argument(help='trec6, imdb or germeval')],
+    labels:Annotated[list[int], typer.Option(help='Numbers of labels')]=[100],
+    seeds:Annotated[int, typer.Option(help='How many')]=3,
+    methods:Annotated[list[str], typer.Option(help='TF-IDF, semi-supervised, supervised, paper, stock, from nothing')]=['TF-IDF','semi-supervised'],
+    pretrained:Annotated[str, typer.Option(help='Weights to start from; if not given, base, or de for German')]='',
+    unlabelled:Annotated[int, typer.Option(help='IMDb: so many training reviews for stage two, and none of the others')]=0,
+    minutes:Annotated[float, typer.Option(help='Of stage two, for each direction; 0: as long as it takes')]=0.,
+    work:Annotated[Path, typer.Option(help='Folder for what is trained')]=Path('few-labels'),
+    out:Annotated[Path, typer.Option(help='File of results')]=here/'results.jsonl',
+):
+    warnings.simplefilter('ignore')
+    lang,bf16 = langs.get(name, 'en'),has_bfloat16() or torch.cuda.is_available()
+    pretrained = pretrained or ('de' if lang=='de' else 'base')
+    train,test,more = read_set(name, 0)
+    texts = (train.text.tolist()[:unlabelled] if unlabelled else train.text.tolist()) + more
+    made  = [json.loads(o) for o in out.read_text().splitlines()] if out.exists() else []
+    for seed in range(seeds):
+        for n in labels:
+            labelled = draw(train, n, seed)
+            for method in methods:
+                key = dict(set=name, labels=n, seed=seed, method=method, pretrained=pretrained, texts=len(texts))
+                if any(all(o.get(k)==v for k,v in key.items()) for o in made): continue
+                lm = stage_two(name, texts, pretrained, lang, work, bf16, minutes or None) if method in ('semi-supervised','paper','stock') else None
+                began  = time.time()
+                errors = one_run(method, name, labelled, test, more, lm, pretrained, lang, seed, work, bf16)
+                row = dict(key, errors=errors, test=len(test), minutes=round((time.time()-began)/60, 2), bf16=bf16, threads=torch.get_num_threads(),
+                           versions=dict(ulmfit_ext=ulmfit_ext.__version__, torch=torch.__version__, fastai=fastai.__version__), machine=platform.machine())
+                with open(out, 'a') as f: f.write(json.dumps(row)+'\n')
+                print(json.dumps(row), flush=True)
+
+if __name__=='__main__': typer.run(main)
