@@ -153,7 +153,7 @@ def test_evaluate(home, model, tmp_path):
     res = run('evaluate {} {} --plot {}', model, home/'more.csv', tmp_path/'cm.png')
     assert res.stdout.lstrip().startswith(f"20 texts of {home/'more.csv'}") and (tmp_path/'cm.png').stat().st_size>1000
     acc = (answers(run('predict {} {}', model, home/'more.csv')).pred_label==reviews(20, 1).label).mean()
-    assert float(re.search(r'^both +\S+ +(\S+)', res.stdout, flags=re.M)[1])==pytest.approx(acc, abs=1e-4)
+    assert float(re.search(r'^all +\S+ +(\S+)', res.stdout, flags=re.M)[1])==pytest.approx(acc, abs=1e-4)
 
 def test_several_labels(tmp_path):
     "Labels joined by --label-delim go in and come out"
