@@ -16,6 +16,7 @@ from .callback.bpt3c import *
 from .callback.loss import *
 from .callback.bptt import *
 from .callback.precision import *
+from .callback.steady import *
 from .core import *
 from .text.tables import *
 from .text.tokens import *
