@@ -282,12 +282,12 @@ def train(
     label_delim:str=None, # A text may have several labels, with this between them
     min_freq:int=3, # Words seen less often than this are unknown words
     max_vocab:int=60000, # Words taken from the texts at most; those of the pretrained model come on top
-    lm_epochs:int=None, # Epochs of the language model at most. If not given: 10, fewer for much text. 0: leave the pretrained one as it is
+    lm_epochs:int=None, # Epochs of the language model at most; 0: leave it as it is. If not given: 10, for much text fewer
     minutes:float=None, # Train the language models for about so long at most, in all
     epochs:int=8, # Epochs of the classifier, gradual unfreezing included
     lm_lr:float=0.004, # Peak learning rate of the language model
     lr:float=0.01, # Peak learning rate of the classifier
-    bs:int=None, # Texts in a batch, and streams of the language model; less needs less memory. If not given: 64, fewer streams for little text
+    bs:int=None, # Texts in a batch, or streams; less needs less memory. If not given: 64, for a language model of little text fewer
     bptt:int=70, # Tokens read in one piece
     max_len:int=None, # Long texts: learn from so many tokens at their end only; all are read all the same
     bf16:bool=False, # Compute products in bfloat16

@@ -64,7 +64,7 @@ class _Watch(KeepBest):
     def after_validate(self):
         if not is_fitting(self.learn): return
         loss = float(self.recorder.loss.value)
-        falls = loss < min(self.best_loss, self.before)-0.01
+        falls = loss < min(self.best_loss, self.before)
         if not (loss<=self.ceiling or falls): self.collapsed = self.at,loss # also if the loss is no number
         super().after_validate()
 
@@ -101,7 +101,7 @@ def fit_steadily(
     lr_max, # Peak rate of the first try: a number, a `slice` or one a group
     ceiling:float=math.inf, # Validation loss of the simplest model
     patience:int=None, # End a fit after so many epochs in a row that were no better than the best; None: never
-    tries:int=4, # Fits at most, each at a third of the rate of the one before
+    tries:int=6, # Fits at most, each at a third of the rate of the one before
 ) -> dict: # `lr_max`, `epochs`, `best_epoch` (from 1; 0: before the first), `valid_loss`, `loss_before`
     "Train with `fit`, again at a lower rate if the model collapses, and keep the best weights. Warns if all tries collapse"
     begin = _Beginning(learn)
@@ -111,19 +111,21 @@ def fit_steadily(
         fit(lr_max, [])
         return dict(lr_max=lr_max, epochs=learn.n_epoch, best_epoch=None, valid_loss=None, loss_before=None)
     best,weights = dict(lr_max=lr_max, epochs=0, best_epoch=0, valid_loss=before, loss_before=before),begin.weights
-    for i in range(tries):
+    for left in reversed(range(tries)):
         watch = _Watch(before, min(before, ceiling), patience)
         fit(lr_max, [watch])
         if watch.best_loss<best['valid_loss']:
             best.update(lr_max=lr_max, epochs=len(watch.losses), best_epoch=watch.best_epoch+1, valid_loss=watch.best_loss)
             weights = watch.weights
         if not watch.collapsed: return best
-        begin.restore(learn)
         epoch,loss = watch.collapsed
-        if i<tries-1: print(f"A peak rate of {_shown(lr_max)} is too high: the validation loss is {loss:.2f} after epoch {epoch}, and "
-                            f"{watch.ceiling:.2f} takes no learning. Beginning again at {_shown(_third(lr_max))}")
+        said = (f"A peak rate of {_shown(lr_max)} is too high: after epoch {epoch} the validation loss is {loss:.2f}, "
+                f"and {watch.ceiling:.2f} takes no learning")
+        if not left: break
         lr_max = _third(lr_max)
+        print(f"{said}. Beginning again at {_shown(lr_max)}")
+        begin.restore(learn)
     learn.model.load_state_dict(weights)
     kept = f"those after epoch {best['best_epoch']-1} at a rate of {_shown(best['lr_max'])}" if best['epochs'] else "those it began with"
-    warn(f"Training failed {tries} times, the last time at a peak rate of {_shown(lr_max*3)}: the best weights are kept, {kept}")
+    warn(f"{said}. That was the last of {tries} tries: the best weights are kept, {kept}")
     return best
