@@ -586,3 +586,29 @@ def test_a_rate_that_is_too_high(grammar, quiet, tmp_path, capsys, lr):
     assert lines and all('Beginning again at' in o for o in lines) and found['valid_loss']<found['loss_before']
     assert abs(tuned.validate()[0]-found['valid_loss'])<1e-4
     assert same_weights(tuned, _tune(found['lr_max'])), 'the same random numbers, weights and optimizer'
+
+def test_what_begins_from_nothing_may_come_from_above(grammar, quiet, capsys):
+    "Its loss is above that of the words' frequencies for a while, and falls: that is no collapse"
+    set_seed(0)
+    learn = finetune_lm(grammar, config=size, n_epoch=3, lr_max=.005)
+    assert learn.stage_two['best_epoch']==3 and valid_losses(learn)[0]>frequency_loss(grammar.lm_fwd) and 'too high' not in capsys.readouterr().out
+
+def test_a_loss_of_frequencies(grammar):
+    "What it is for a text that is read as fastai reads it, and as we do"
+    d = grammar.lm_fwd
+    counts = [np.bincount(np.concatenate([to_np(o[0]) for o in ds]), minlength=len(grammar.vocab)) for ds in (d.train_ds,d.valid_ds)]
+    p = (counts[0]+1)/(counts[0]+1).sum()
+    assert abs(frequency_loss(d) - -(counts[1]*np.log(p)).sum()/counts[1].sum())<1e-9
+
+def test_where_all_rates_are_too_high(grammar, quiet, tmp_path):
+    "A model keeps the weights that it began with"
+    class Bad(Callback):
+        "Makes each step go up"
+        def before_step(self):
+            for p in self.learn.model.parameters(): p.grad = -p.grad if p.grad is not None else None
+    set_seed(0)
+    old = finetune_lm(grammar, config=size, lr_max=.05, drop_mult=.1)
+    save_lm(old, tmp_path/'lm')
+    with pytest.warns(UserWarning, match='the last of 6 tries: the best weights are kept, those it began with'):
+        learn = finetune_lm(grammar, tmp_path/'lm', n_epoch=2, lr_max=100., cbs=Bad(), verbose=False)
+    assert same_weights(learn, old) and learn.stage_two['best_epoch']==0
