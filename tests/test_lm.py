@@ -526,16 +526,18 @@ def test_a_budget_gives_back_the_limit_that_it_found(dls, quiet, monkeypatch):
 
 # Stage two
 
-@pytest.fixture
-def grammar(tmp_path):
-    "Texts that have an order to learn, as those of `table` have not"
+def chains(path, n_next=2, n=150):
+    "Texts that have an order to learn, as those of `table` have not: after each word comes one of `n_next`"
     rng,words = np.random.default_rng(0),'the a cat dog bird sat ran on under mat tree red'.split()
-    follow = {w: rng.choice(words, 2) for w in words} # each word has two that may come next
+    follow = {w: rng.choice(words, n_next) for w in words}
     def text():
         res = [rng.choice(words)]
         for _ in range(rng.integers(5, 20)): res.append(rng.choice(follow[res[-1]]))
         return ' '.join(res)
-    return ulmfit_dls(pd.DataFrame(dict(text=[text() for _ in range(150)], label=['x','y']*75)), path=tmp_path/'grammar', seed=0, bs=8, bptt=10, min_freq=1)
+    return ulmfit_dls(pd.DataFrame(dict(text=[text() for _ in range(n)], label=['x','y']*(n//2))), path=path, seed=0, bs=8, bptt=10, min_freq=1)
+
+@pytest.fixture
+def grammar(tmp_path): return chains(tmp_path/'grammar')
 
 def valid_losses(learn): return [o[1] for o in learn.recorder.values]
 def same_weights(a, b): return all(torch.equal(x, y) for x,y in zip(a.model.parameters(), b.model.parameters(), strict=True))
@@ -586,6 +588,14 @@ def test_a_rate_that_is_too_high(grammar, quiet, tmp_path, capsys, lr):
     assert lines and all('Beginning again at' in o for o in lines) and found['valid_loss']<found['loss_before']
     assert abs(tuned.validate()[0]-found['valid_loss'])<1e-4
     assert same_weights(tuned, _tune(found['lr_max'])), 'the same random numbers, weights and optimizer'
+
+def test_learning_by_heart_is_no_collapse(tmp_path, quiet, capsys):
+    "The validation loss may come to more than that of the words' frequencies: the best weights are kept, and the rate is left"
+    dls = chains(tmp_path, 5, 80)
+    set_seed(0)
+    learn = finetune_lm(dls, config=dict(emb_sz=64, n_hid=128, n_layers=2), n_epoch=40, lr_max=.02, drop_mult=0., patience=None)
+    assert valid_losses(learn)[-1]>frequency_loss(dls.lm_fwd)>min(valid_losses(learn))==learn.stage_two['valid_loss']
+    assert 'too high' not in capsys.readouterr().out
 
 def test_what_begins_from_nothing_may_come_from_above(grammar, quiet, capsys):
     "Its loss is above that of the words' frequencies for a while, and falls: that is no collapse"

@@ -56,16 +56,17 @@ class KeepBest(Callback):
 # %% ../../nbs/08_callback.steady.ipynb #da7919b2
 @docs
 class _Watch(KeepBest):
-    "`KeepBest` that also ends the fit if an epoch ends above the loss `ceiling`, and no better than the best one, `before` at first"
+    "`KeepBest` that also ends the fit where the model collapses: where its loss, `before` at first, is above `ceiling`"
     def __init__(self, before, ceiling, patience):
         super().__init__(patience)
         self.before,self.ceiling,self.collapsed = before,ceiling,None # `collapsed`: epoch and loss
 
     def after_validate(self):
         if not is_fitting(self.learn): return
-        loss = float(self.recorder.loss.value)
-        falls = loss < min(self.best_loss, self.before)
-        if not (loss<=self.ceiling or falls): self.collapsed = self.at,loss # also if the loss is no number
+        loss,train_loss = float(self.recorder.loss.value),float(self.recorder.smooth_loss.value)
+        falls    = loss < min(self.best_loss, self.before)
+        by_heart = self.best_loss<=self.ceiling and train_loss<=self.ceiling
+        if not (loss<=self.ceiling or falls or by_heart): self.collapsed = self.at,loss # also if the loss is no number
         super().after_validate()
 
     def after_epoch(self):
