@@ -146,9 +146,8 @@ class TimeBudget(GivesBack, STLR):
         return min(1., (time.time()-self.began) / (60*self.minutes))
 
     def multiplier(self):
-        "Of the peak rates, at this time"
-        pct = max(self.pct(), (self.epoch + self.iter/self.n_iter)/self.n_epoch) # of the time, or of the epochs
-        return slanted_triangular(round(pct*10000), 10000, self.cut_frac, self.ratio)
+        "Of the peak rates, at this time, or at this share of the epochs if that is larger"
+        return slanted_triangular(round(max(self.pct(), self.pct_train)*10000), 10000, self.cut_frac, self.ratio)
 
     def before_fit(self):
         if is_fitting(self.learn):
