@@ -111,22 +111,25 @@ def fit_steadily(
     if before is None:
         fit(lr_max, [])
         return dict(lr_max=lr_max, epochs=learn.n_epoch, best_epoch=None, valid_loss=None, loss_before=None)
+    ceiling,stuck_at = min(before, ceiling),math.inf
     best,weights = dict(lr_max=lr_max, epochs=0, best_epoch=0, valid_loss=before, loss_before=before),begin.weights
     for left in reversed(range(tries)):
-        watch = _Watch(before, min(before, ceiling), patience)
+        watch = _Watch(before, ceiling, patience)
         fit(lr_max, [watch])
         if watch.best_loss<best['valid_loss']:
             best.update(lr_max=lr_max, epochs=len(watch.losses), best_epoch=watch.best_epoch+1, valid_loss=watch.best_loss)
             weights = watch.weights
-        if not watch.collapsed: return best
-        epoch,loss = watch.collapsed
+        is_stuck = not watch.collapsed and watch.best_loss>ceiling and len(learn.recorder.losses)>=100
+        if not (watch.collapsed or is_stuck): return best
+        epoch,loss = watch.collapsed or (watch.at,watch.best_loss)
         said = (f"A peak rate of {_shown(lr_max)} is too high: after epoch {epoch} the validation loss is {loss:.2f}, "
-                f"and {watch.ceiling:.2f} takes no learning")
-        if not left: break
+                f"and {ceiling:.2f} takes no learning")
+        if not left or is_stuck and loss>=stuck_at: break
+        if is_stuck: stuck_at = loss
         lr_max = _third(lr_max)
         print(f"{said}. Beginning again at {_shown(lr_max)}")
         begin.restore(learn)
     learn.model.load_state_dict(weights)
     kept = f"those after epoch {best['best_epoch']-1} at a rate of {_shown(best['lr_max'])}" if best['epochs'] else "those it began with"
-    warn(f"{said}. That was the last of {tries} tries: the best weights are kept, {kept}")
+    warn(f"{said}. That was the last of {tries-left} tries: the best weights are kept, {kept}")
     return best
