@@ -490,6 +490,13 @@ def test_time_budget_goes_on(tmp_path, clock):
     with learn.no_bar(), learn.no_logging(): learn.fit(1000, 0.1, cbs=[TimeBudget(1., elapsed=30.), Tick(clock), Nosy()])
     assert len(learn.recorder.hps['lr'])==5
 
+def test_time_budget_of_few_epochs(tmp_path, clock):
+    "The triangle ends with the epochs where the time is not up by then"
+    learn = limited(tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 0.1, cbs=[TimeBudget(60.), Tick(clock)])
+    n = len(learn.recorder.losses)
+    np.testing.assert_allclose(learn.recorder.hps['lr'][1:], [0.1*slanted_triangular(i/n*1000, 1000) for i in range(1, n)], rtol=2e-3)
+
 def test_time_budget_interrupted(tmp_path, clock):
     "The loader is left whole, and lr_find is left alone"
     class Stop(Callback):

@@ -532,3 +532,102 @@ def test_a_budget_gives_back_the_limit_that_it_found(dls, quiet, monkeypatch):
     learn.dls.train.max_batches = 3
     learn.fit(1000, 0.1, cbs=[TimeBudget(1.), Tick()])
     test_eq(learn.dls.train.max_batches, 3)
+
+# Stage two
+
+def chains(path, n_next=2, n=150):
+    "Texts that have an order to learn, as those of `table` have not: after each word comes one of `n_next`"
+    rng,words = np.random.default_rng(0),'the a cat dog bird sat ran on under mat tree red'.split()
+    follow = {w: rng.choice(words, n_next) for w in words}
+    def text():
+        res = [rng.choice(words)]
+        for _ in range(rng.integers(5, 20)): res.append(rng.choice(follow[res[-1]]))
+        return ' '.join(res)
+    return ulmfit_dls(pd.DataFrame(dict(text=[text() for _ in range(n)], label=['x','y']*(n//2))), path=path, seed=0, bs=8, bptt=10, min_freq=1)
+
+@pytest.fixture
+def grammar(tmp_path): return chains(tmp_path/'grammar')
+
+def valid_losses(learn): return [o[1] for o in learn.recorder.values]
+def same_weights(a, b): return all(torch.equal(x, y) for x,y in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+def test_epochs_and_streams_follow_from_the_text(tmp_path, quiet):
+    ns = [0, 1, 1000, 50_000, 100_000, 400_000, 10**6, 10**7, 10**9]
+    epochs,streams = [lm_epochs(n) for n in ns],[lm_streams(n) for n in ns]
+    assert epochs==sorted(epochs, reverse=True) and (epochs[0],epochs[-1])==(10, 1) and lm_epochs(400_000)==5
+    assert streams==sorted(streams) and (streams[0],streams[-1])==(8, 64)
+    df = table(400)
+    given,few,many = [ulmfit_dls(df, path=tmp_path, seed=0, bptt=bptt, bs=bs) for bptt,bs in ((70,64), (70,None), (2,None))]
+    n = given.lm_fwd.train.bl*given.lm_fwd.train.bs
+    assert (given.bs,given.clas_bs)==(64, 64) and (few.bs,few.clas_bs)==(8, 64) and lm_streams(n, 2)-2<=many.bs<=lm_streams(n, 2)+2 and many.bs>8
+    assert few.lm_fwd.train.bs==8 and few.clas_fwd.valid.bs==64
+
+def test_no_number_of_epochs(grammar, quiet, monkeypatch):
+    "Those that the text is worth; fewer where they are given, or the time is up"
+    monkeypatch.setattr('ulmfit_ext.lm.lm_epochs', lambda n: 3 if 1000<n<5000 else 0)
+    kw = dict(config=size, lr_max=.02)
+    assert [len(finetune_lm(grammar, **kw, **o).recorder.values) for o in (dict(), dict(n_epoch=2), dict(minutes=5.), dict(minutes=5., n_epoch=1))]==[3, 2, 3, 1]
+    rates = finetune_lm(grammar, **kw, minutes=60.).recorder.hps['lr']
+    assert max(rates)>.019 and rates[-1]<.002, 'the triangle follows the epochs where the time is not up'
+
+def test_it_stops_when_the_validation_loss_does(grammar, quiet):
+    "A model that is too large for its text; the weights are those of the best epoch, whichever that is"
+    kw = dict(config=dict(emb_sz=64, n_hid=128, n_layers=2), n_epoch=40, lr_max=.02, drop_mult=0.)
+    set_seed(0)
+    learn = finetune_lm(grammar, **kw)
+    losses,found = valid_losses(learn),learn.stage_two
+    assert len(losses)==found['epochs']==found['best_epoch']+3<40 and losses[-1]>min(losses)+1e-3
+    assert losses[found['best_epoch']-1]==min(losses)==found['valid_loss'] and abs(learn.validate()[0]-min(losses))<1e-4
+    set_seed(0)
+    assert len(finetune_lm(grammar, **{**kw, 'n_epoch':len(losses)+3}, patience=None).recorder.values)==len(losses)+3
+
+@pytest.mark.parametrize('lr', [30., slice(3.,30.)])
+def test_a_rate_that_is_too_high(grammar, quiet, tmp_path, capsys, lr):
+    "It is lowered, and what comes of it is what the lower rate would have given"
+    set_seed(0)
+    save_lm(finetune_lm(grammar, config=size, lr_max=.05, drop_mult=.1), tmp_path/'lm')
+    def _tune(lr, **kw):
+        set_seed(3)
+        for dl in grammar.lm_fwd.loaders: dl.rng = random.Random(3)
+        return finetune_lm(grammar, tmp_path/'lm', n_epoch=2, lr_max=lr, clip=None, drop_mult=.3, verbose=False, **kw)
+    capsys.readouterr()
+    tuned = _tune(lr)
+    lines = [o for o in capsys.readouterr().out.splitlines() if 'too high' in o]
+    found = tuned.stage_two
+    assert lines and all('Beginning again at' in o for o in lines) and found['valid_loss']<found['loss_before']
+    assert abs(tuned.validate()[0]-found['valid_loss'])<1e-4
+    assert same_weights(tuned, _tune(found['lr_max'])), 'the same random numbers, weights and optimizer'
+
+def test_learning_by_heart_is_no_collapse(tmp_path, quiet, capsys):
+    "The validation loss may come to more than that of the words' frequencies: the best weights are kept, and the rate is left"
+    dls = chains(tmp_path, 5, 80)
+    set_seed(0)
+    learn = finetune_lm(dls, config=dict(emb_sz=64, n_hid=128, n_layers=2), n_epoch=40, lr_max=.02, drop_mult=0., patience=None)
+    assert valid_losses(learn)[-1]>frequency_loss(dls.lm_fwd)>min(valid_losses(learn))==learn.stage_two['valid_loss']
+    assert 'too high' not in capsys.readouterr().out
+
+def test_what_begins_from_nothing_may_come_from_above(grammar, quiet, capsys):
+    "Its loss is above that of the words' frequencies for a while, and falls: that is no collapse"
+    set_seed(0)
+    learn = finetune_lm(grammar, config=size, n_epoch=3, lr_max=.005)
+    assert learn.stage_two['best_epoch']==3 and valid_losses(learn)[0]>frequency_loss(grammar.lm_fwd) and 'too high' not in capsys.readouterr().out
+
+def test_a_loss_of_frequencies(grammar):
+    "What it is for a text that is read as fastai reads it, and as we do"
+    d = grammar.lm_fwd
+    counts = [np.bincount(np.concatenate([to_np(o[0]) for o in ds]), minlength=len(grammar.vocab)) for ds in (d.train_ds,d.valid_ds)]
+    p = (counts[0]+1)/(counts[0]+1).sum()
+    assert abs(frequency_loss(d) - -(counts[1]*np.log(p)).sum()/counts[1].sum())<1e-9
+
+def test_where_all_rates_are_too_high(grammar, quiet, tmp_path):
+    "A model keeps the weights that it began with"
+    class Bad(Callback):
+        "Makes each step go up"
+        def before_step(self):
+            for p in self.learn.model.parameters(): p.grad = -p.grad if p.grad is not None else None
+    set_seed(0)
+    old = finetune_lm(grammar, config=size, lr_max=.05, drop_mult=.1)
+    save_lm(old, tmp_path/'lm')
+    with pytest.warns(UserWarning, match='the last of 6 tries: the best weights are kept, those it began with'):
+        learn = finetune_lm(grammar, tmp_path/'lm', n_epoch=2, lr_max=100., cbs=Bad(), verbose=False)
+    assert same_weights(learn, old) and learn.stage_two['best_epoch']==0

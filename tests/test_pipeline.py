@@ -137,6 +137,17 @@ def test_another_default_is_another_piece(make, capsys, monkeypatch):
         u.fit_classifier(1)
     assert 'on disk' not in capsys.readouterr().out
 
+def test_what_came_of_a_language_model_can_be_read_and_is_not_compared(make, capsys):
+    "The rate in the end, the epochs and the losses, beside what was asked for"
+    u = make()
+    u.fit_lm(2, 3., clip=None)
+    assert 'is too high' in capsys.readouterr().out
+    note = json.loads((u.path/'lm'/'fwd-1'/'settings.json').read_text())
+    found = u.lms['fwd'].stage_two
+    assert note['lr_max']==3.>note['result']['lr_max'] and note['result']==found and found['epochs']<=2
+    make().fit_lm(2, 3., clip=None)
+    assert 'on disk' in capsys.readouterr().out
+
 @pytest.mark.parametrize('spoil', [lambda f: f.write_text('{'), lambda f: f.unlink(), lambda f: f.write_text('[1]')], ids=['damaged','missing','other'])
 def test_a_piece_whose_settings_cannot_be_read_is_not_used(make, spoil, capsys):
     u = make()

@@ -16,6 +16,7 @@ from .callback.bpt3c import *
 from .callback.loss import *
 from .callback.bptt import *
 from .callback.precision import *
+from .callback.steady import *
 from .core import *
 from .text.tables import *
 from .text.tokens import *
@@ -26,6 +27,7 @@ from .weights import *
 from .checkpoint import *
 from .lm import *
 from .classifier import *
+from .recipe import *
 from .words import *
 from .mixture import *
 from .scores import *

@@ -58,7 +58,9 @@ def _number(path): return int(path.name.rpartition('-')[2])
 def _read_settings(path):
     try: res = json.loads((path/'settings.json').read_text(encoding='utf-8'))
     except (OSError,ValueError): return None
-    return res if isinstance(res, dict) else None
+    if not isinstance(res, dict): return None
+    res.pop('result', None) # what came of it is no setting
+    return res
 
 def find_piece(
     folder, # Folder of pieces
@@ -73,14 +75,15 @@ def save_piece(
     folder, # Folder of pieces
     side:str, # 'fwd' or 'bwd'
     settings:dict, # From `plain_settings`
-    write=noop, # Writes what the piece consists of to the folder it is called with
+    write=noop, # Writes what the piece consists of to the folder it is called with; a dict that it returns is noted as `result`
 ) -> Path: # The folder of the piece
     "Save a piece, in the place of one that has the same settings. Raises `UlmfitError` where nothing can be written"
     tmp = Path(folder)/f'.{side}-{uuid.uuid4().hex[:8]}'
     make_dir(tmp)
     try:
-        write(tmp)
-        (tmp/'settings.json').write_text(json.dumps(settings, indent=1), encoding='utf-8')
+        result = write(tmp)
+        noted = {**settings, 'result':_plain(result)} if isinstance(result, dict) else settings
+        (tmp/'settings.json').write_text(json.dumps(noted, indent=1), encoding='utf-8')
         there = list_pieces(folder, side)
         path = first(p for p,s in there.items() if s==settings)
         if path is None: path = Path(folder)/f'{side}-{max(map(_number, there), default=0)+1}'

@@ -227,7 +227,7 @@ def _new_ulmfit(o, df, columns):
     from ulmfit_ext.pipeline import ULMFiT
     from ulmfit_ext.text.corpus import TextStream
     pretrained = None if o.pretrained=='none' else 'auto' if o.pretrained is None and not o.size else o.pretrained
-    if pretrained is None and not o.lm_epochs and o.minutes is None:
+    if pretrained is None and o.lm_epochs==0:
         print('Neither a pretrained model nor --lm-epochs: the classifier starts from nothing')
     is_folder  = o.unlabelled and o.unlabelled.is_dir()
     unlabelled = list(TextStream(o.unlabelled, o.text)) if is_folder else o.unlabelled
@@ -252,7 +252,7 @@ def _train(o):
         raise typer.BadParameter('--baseline is for one label a text, and here a text may have several')
     baselines = baseline_scores(ulmfit.dls, df, tests, o.text, o.label) if o.baseline else []
     minutes = o.minutes and o.minutes/len(ulmfit.sides)
-    if o.lm_epochs or o.minutes: ulmfit.fit_lm(o.lm_epochs, o.lm_lr, minutes=minutes, bf16=o.bf16)
+    if o.lm_epochs!=0: ulmfit.fit_lm(o.lm_epochs, o.lm_lr, minutes=minutes, bf16=o.bf16)
     ulmfit.fit_classifier(o.epochs, o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe)
     answers = print_report(ulmfit, tests, baselines, **columns)
     ens = ulmfit.ensemble
@@ -285,13 +285,13 @@ def train(
     label_delim:str=None, # A text may have several labels, with this between them
     min_freq:int=3, # Words seen less often than this are unknown words
     max_vocab:int=60000, # Words taken from the texts at most; those of the pretrained model come on top
-    lm_epochs:int=10, # Epochs of the language model; 0: leave the pretrained one as it is
-    minutes:float=None, # Train the language models for about so long in all, instead of --lm-epochs
+    lm_epochs:int=None, # Epochs of the language model at most; 0: leave it as it is. If not given: 10, for much text fewer
+    minutes:float=None, # Train the language models for about so long at most, in all
     epochs:int=None, # Epochs of the classifier. If not given: by the number of labels
     recipe:str='auto', # How the classifier is trained; auto: the better one in trials, but gradual if --lr is given
     lm_lr:float=0.004, # Peak learning rate of the language model
     lr:float=None, # Peak learning rate of the classifier. If not given: the recipe's
-    bs:int=None, # Texts in a batch; less needs less memory. If not given: 64 for the language model, by the number of labels for the classifier
+    bs:int=None, # Texts in a batch, or streams; less needs less memory. If not given: by the size of the text, and by the number of labels
     bptt:int=70, # Tokens read in one piece
     max_len:int=None, # Long texts: learn from so many tokens at their end only; all are read all the same
     bf16:bool=False, # Compute products in bfloat16

@@ -156,23 +156,24 @@ def _to_disk(self:ULMFiT, kind, side, settings, learn, write):
 @patch
 @delegates(finetune_lm, but='dls,pretrained,config,backwards')
 def fit_lm(self:ULMFiT,
-    n_epoch:int=10, # Epochs
-    lr_max:float=0.004, # Peak learning rate; the paper's 0.004
+    n_epoch:int=None, # Epochs at most; None: `lm_epochs` of the text
+    lr_max:float=0.004, # Peak learning rate; the paper's 0.004. Lowered where the model collapses
     drop_mult:float=0.5, # Multiplies all dropouts
-    minutes:float=None, # Train each direction for about so long instead
+    minutes:float=None, # Train each direction for about so long at most
     clip:float=0.25, # Gradients are made no longer than this; None: left as they are
     factor:float=2.6, # Each layer group learns this many times slower than the one above it (only with `pretrained`)
     wd:float=None, # Weight decay; None: fastai's
     bf16:bool=False, # Compute products in bfloat16? About twice as fast on a processor that can, or on a GPU
+    patience:int=3, # Stop after so many epochs in a row that were no better than the best; None: never
     cbs=None, # More callbacks; with them it is trained again each time
     **kwargs
 ) -> ULMFiT: # Itself
     """Stage two: fine-tune the language model of each direction, or read it from disk.
 
-    It reads the training texts and those without labels; the validation texts measure it."""
+    It reads the training texts and those without labels; the validation texts measure it. The best epoch's weights are kept."""
     self._can_train()
     how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, cbs=cbs,
-               **kwargs)
+               patience=patience, **kwargs)
     fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_lm_config))
     settings = {s: training_settings(Learner.fit_stlr, ULMFiT.fit_lm, **{**fixed, **self.inputs[s], **how}) for s in self.sides}
     for side in self.sides:
@@ -181,8 +182,10 @@ def fit_lm(self:ULMFiT,
         if learn is None:
             learn = finetune_lm(self._dls('lm', side), self.pretrained, self.config, **how)
             losses = [list(map(float, o)) for o in learn.recorder.values]
-            write = partial(save_lm, learn, pretrained=str(self.pretrained), losses=losses)
-            self._to_disk('lm', side, settings[side], learn, write)
+            def _write(folder):
+                save_lm(learn, folder, pretrained=str(self.pretrained), losses=losses)
+                return learn.stage_two # noted in settings.json: the rate in the end, the epochs, the losses
+            self._to_disk('lm', side, settings[side], learn, _write)
         self.lms[side] = learn
     return self
 

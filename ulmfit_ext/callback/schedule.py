@@ -131,7 +131,7 @@ def fit_stlr(self:Learner,
 # %% ../../nbs/02_callback.schedule.ipynb #932cd44b
 @docs
 class TimeBudget(GivesBack, STLR):
-    "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit"
+    "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit; or over the epochs, if they end before"
     cut,_stateattrs = None,('cut',)
     def __init__(self,
         minutes:float, # How long to train
@@ -146,8 +146,8 @@ class TimeBudget(GivesBack, STLR):
         return min(1., (time.time()-self.began) / (60*self.minutes))
 
     def multiplier(self):
-        "Of the peak rates, at this time"
-        return slanted_triangular(round(self.pct()*10000), 10000, self.cut_frac, self.ratio)
+        "Of the peak rates, at this time, or at this share of the epochs if that is larger"
+        return slanted_triangular(round(max(self.pct(), self.pct_train)*10000), 10000, self.cut_frac, self.ratio)
 
     def before_fit(self):
         if is_fitting(self.learn):
