@@ -120,16 +120,17 @@ def fit_steadily(
             best.update(lr_max=lr_max, epochs=len(watch.losses), best_epoch=watch.best_epoch+1, valid_loss=watch.best_loss)
             weights = watch.weights
         is_stuck = not watch.collapsed and watch.best_loss>ceiling and len(learn.recorder.losses)>=100
-        if not (watch.collapsed or is_stuck): return best
+        if not (watch.collapsed or is_stuck): break
         epoch,loss = watch.collapsed or (watch.at,watch.best_loss)
-        said = (f"A peak rate of {_shown(lr_max)} is too high: after epoch {epoch} the validation loss is {loss:.2f}, "
-                f"and {ceiling:.2f} takes no learning")
+        failed = (f"A peak rate of {_shown(lr_max)} is too high: after epoch {epoch} the validation loss is {loss:.2f}, "
+                  f"and {ceiling:.2f} takes no learning")
         if not left or is_stuck and loss>=stuck_at: break
         if is_stuck: stuck_at = loss
         lr_max = _third(lr_max)
-        print(f"{said}. Beginning again at {_shown(lr_max)}")
+        print(f"{failed}. Beginning again at {_shown(lr_max)}")
         begin.restore(learn)
     learn.model.load_state_dict(weights)
+    if not (watch.collapsed or is_stuck): return best
     kept = f"those after epoch {best['best_epoch']-1} at a rate of {_shown(best['lr_max'])}" if best['epochs'] else "those it began with"
-    warn(f"{said}. That was the last of {tries-left} tries: the best weights are kept, {kept}")
+    warn(f"{failed}. That was the last of {tries-left} tries: the best weights are kept, {kept}")
     return best
