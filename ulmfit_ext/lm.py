@@ -152,8 +152,8 @@ def _fit_minutes(learn, how, elapsed, wd, cbs):
 def lm_epochs(
     n_tokens:int, # Tokens of the training text
 ) -> int: # From 1 to 10
-    "How many epochs of stage two are worth their while: ten up to 100,000 tokens, fewer with the square root of more"
-    return min(10, max(1, round(10*(100_000/max(n_tokens, 1))**0.5)))
+    "How many epochs of stage two are worth their while: ten up to 100,000 tokens, fewer with the cube root of more"
+    return min(10, max(1, round(10*(100_000/max(n_tokens, 1))**(1/3))))
 
 # %% ../nbs/22_lm.ipynb #3abce7ce
 def _word_counts(dl, n_words):
