@@ -13,7 +13,7 @@ from ulmfit_ext.core import UlmfitError
 from ulmfit_ext.mixture import equal_mixture,fit_mixture,mean_logits,together
 from ulmfit_ext.scores import verdict
 from ulmfit_ext.text.tables import read_table,sample_table
-from ulmfit_ext.words import BagOfWords
+from ulmfit_ext.words import BagOfWords,learning_curve,next_doubling
 
 def raises(match): return pytest.raises(UlmfitError, match=match)
 def tfidf(**kwargs): return TfidfVectorizer(ngram_range=(1,2), sublinear_tf=True, token_pattern=r'\w+|[^\w\s]', **kwargs)
@@ -217,3 +217,13 @@ def test_trec6():
     raw,tokens = [np.mean(np.array(BagOfWords.fit(a, train.label).predict(b))!=test.label) for a,b in
                   ((train.text,test.text), (tp.tokenize(train.text, False),tp.tokenize(test.text, False)))]
     assert .2<raw<.27 and tokens<raw+.02
+
+def test_more_labels_help_or_do_not():
+    rng = np.random.default_rng(0)
+    labels = list(rng.integers(0, 2, 160))
+    texts  = [' '.join(f'w{y}{i}' for i in rng.integers(0, 150, 2)) for y in labels] # rare words: each label tells of some more
+    curve  = learning_curve(texts, labels)
+    assert list(curve)==[.25,.5,1.] and curve[.25]<curve[1.]
+    assert next_doubling({.5:.7,1.:.75}).startswith('Twice as many labels may bring about 5 points: ') and '75.0%' in next_doubling({.5:.7,1.:.75})
+    assert next_doubling({.5:.7,1.:.701}).startswith('More labels may bring little') and next_doubling({1.:.7})==''
+    assert learning_curve(texts[:15], labels[:15])=={} and learning_curve(['a']*5001, [0]*5001)=={}

@@ -1155,4 +1155,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ulmfit_ext.words._targets': ('words.html#_targets', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._terms': ('words.html#_terms', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._tfidf': ('words.html#_tfidf', 'ulmfit_ext/words.py'),
-                                  'ulmfit_ext.words._weigh': ('words.html#_weigh', 'ulmfit_ext/words.py')}}}
+                                  'ulmfit_ext.words._weigh': ('words.html#_weigh', 'ulmfit_ext/words.py'),
+                                  'ulmfit_ext.words.learning_curve': ('words.html#learning_curve', 'ulmfit_ext/words.py'),
+                                  'ulmfit_ext.words.next_doubling': ('words.html#next_doubling', 'ulmfit_ext/words.py')}}}
