@@ -7,6 +7,7 @@ __all__ = ['recipes', 'batch_size', 'epochs_for', 'Recipe', 'fit_recipe', 'trial
 
 # %% ../nbs/24_recipe.ipynb #3e6a1504
 from fastai.text.all import *
+import gc
 from collections import Counter
 from dataclasses import dataclass
 from sklearn.model_selection import KFold,StratifiedKFold
@@ -90,4 +91,6 @@ def try_recipes(
             with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, n_epoch, wd, cbs(learn) if cbs else None)
             best = min(learn.recorder.values, key=lambda o: o[1]) # of the epoch whose weights were kept
             rows.append(dict(recipe=name, **dict(zip(learn.recorder.metric_names[1:-1], map(float, best)))))
+            del learn
+            gc.collect() # a learner and its callbacks hold each other, and hundreds of megabytes
     return pd.DataFrame(rows).groupby('recipe').mean().sort_values('valid_loss')
