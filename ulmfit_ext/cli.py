@@ -367,16 +367,6 @@ def evaluate(
     print_scores(table, f'{len(df):,} texts of {file}')
 
 # %% ../nbs/42_cli.ipynb #bdcb2e4d
-def _sample_text(learn, backwards, n_words=30):
-    "What the language model writes after the first words (reading backward, the last) of a document held out"
-    from fastai.text.learner import decode_spec_tokens
-    way = -1 if backwards else 1
-    def _decode(tokens): return decode_spec_tokens(tokens[::way])
-    ids  = learn.dls.valid_ds[0][0][:6].numpy()[::way].copy()
-    text = learn.predict(ids, n_words, temperature=0.8, no_bar=True, decoder=_decode)
-    return text.replace('▁', ' ') if learn.dls.processor.tokenizer.spelled else text
-
-# %% ../nbs/42_cli.ipynb #6f4a9e8d
 def _with_subwords(o):
     "`lang` with the pieces of words of the corpus, which are found where they are not on disk"
     from ulmfit_ext.text.corpus import corpus_key,train_subwords
@@ -388,7 +378,7 @@ def _with_subwords(o):
 def _pretrain_side(o, backwards, minutes):
     "Train the language model of one direction"
     from ulmfit_ext.core import save_figure
-    from ulmfit_ext.lm import loss_curve,pretrain_lm
+    from ulmfit_ext.lm import loss_curve,pretrain_lm,sample_text
     print(f"\n{'Backward' if backwards else 'Forward'} language model")
     learn = pretrain_lm(o.corpus, o.out, o.size or 'small', backwards=backwards, lang=o.lang, text_col=o.text, max_docs=o.docs,
                         pretrained=o.pretrained, max_vocab=o.vocab, workers=o.workers, valid_pct=o.valid_pct,
@@ -396,7 +386,7 @@ def _pretrain_side(o, backwards, minutes):
                         bptt=o.bptt, bf16=o.bf16, part=None if o.part is None else int(o.part*1e6), half=o.half, seed=o.seed)
     if not hasattr(learn.recorder, 'losses'): return   # it was there already
     save_figure(loss_curve(learn), o.out/f"{'bwd' if backwards else 'fwd'}.png")
-    print(f'It writes: {_sample_text(learn, backwards)}')
+    print(f'It writes: {sample_text(learn)}')
 
 def _pretrain(o, sides):
     from ulmfit_ext.weights import known_words
