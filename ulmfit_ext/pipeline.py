@@ -7,8 +7,9 @@ __all__ = ['ULMFiT']
 
 # %% ../nbs/40_pipeline.ipynb #d596c06e
 from fastai.text.all import *
-import hashlib,itertools,time
+import hashlib,time
 from dataclasses import asdict,replace
+from functools import cache
 from .callback.unfreeze import *
 from .callback.loss import *
 from .callback.precision import *
@@ -47,6 +48,7 @@ def _data_sha256(dls):
 
 def _dropouts(config): return {k: p for k,p in config.items() if k.endswith('_p')}
 
+# %% ../nbs/40_pipeline.ipynb #934c3abe
 class ULMFiT:
     "The three stages of ULMFiT in both directions (section 3), each step kept on disk"
     def __init__(self,
@@ -68,12 +70,11 @@ class ULMFiT:
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
         self.bag = None # the third voice
-        self.plan   = Plan(minutes, noop if minutes is None else cache(training_speed))
-        self.coming = {} # arguments of `fit_classifier`, where they are known before
+        self.plan,self.coming = Plan(minutes, cache(training_speed)),{} # `coming`: arguments of `fit_classifier`, if known
         data = dict(data_sha256=_data_sha256(dls), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
         weights = {s: dict(pretrained_sha256=fingerprint(pretrained, s=='bwd'), sizes=lm_size(config)) for s in self.sides}
-        limit = {} if minutes is None else dict(run_minutes=minutes)
-        self.inputs = {s: dict(**data, **weights[s], seed=seed, **limit) for s in self.sides} # settings that all stages share
+        if minutes is not None: data['run_minutes'] = minutes
+        self.inputs = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # settings that all stages share
 
     def __repr__(self):
         if not self.sides: return f"ULMFiT in {self.path}: {self._ensemble}"
@@ -94,11 +95,7 @@ def _start_from(pretrained, directions, config, lang, choose):
              "leave lang out to take its own")
     return pretrained,words,lang or own or 'en'
 
-def _epochs(given, tokens, df, label_col='label', label_delim=None, valid_pct=0.2, **kwargs):
-    "Epochs of language models and classifiers: those `given`, or as they will be chosen"
-    n = 0 if label_col is None else (~read_labels(df[label_col], label_delim)[2]).sum()*(1-valid_pct)
-    return ifnone(given[0], lm_epochs(tokens[0])),ifnone(given[1], epochs_for(n))
-
+# %% ../nbs/40_pipeline.ipynb #4381326a
 @patch(cls_method=True)
 @delegates(ulmfit_dls, but='df,path,seed,lang,known')
 def from_df(cls:ULMFiT,
@@ -122,8 +119,8 @@ def from_df(cls:ULMFiT,
     df,path = as_frame(df),as_path(path)
     if 'unlabelled' in kwargs: kwargs['unlabelled'] = unlabelled_texts(kwargs['unlabelled'], kwargs.get('text_col', 'text'))
     def _choose():
-        n,tokens = len(_sides[directions]),epoch_tokens(df, **kwargs)
-        return choose_lm(lang, tokens, n, minutes, memo=path/'pretrained.json', epochs=_epochs(epochs, tokens, df, **kwargs))
+        tokens,memo = epoch_tokens(df, **kwargs),path/'pretrained.json'
+        return choose_lm(lang, tokens, len(_sides[directions]), minutes, None, memo, table_epochs(df, tokens, epochs, **kwargs))
     pretrained,known,lang = _start_from(pretrained, directions, config, lang, _choose)
     make_dir(path)
     if kwargs.get('bs', 0) is None: kwargs.pop('bs')
@@ -205,6 +202,7 @@ def fit_lm(self:ULMFiT,
             self.lms[side] = learn
     return self
 
+# %% ../nbs/40_pipeline.ipynb #e539de34
 @patch
 def _train_lm(self:ULMFiT, side, settings, minutes, cbs, **how):
     "Fine-tune the language model of one direction, in the time there is, and save it"
