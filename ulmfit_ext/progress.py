@@ -47,6 +47,14 @@ class Plan:
         self.jobs,self.measured = {},{} # by name; by kind: steps, operations, seconds
         self.earlier,self.began,self.bar,self.shown = 0.,None,None,0.
 
+    @property
+    def spent(self):
+        "Seconds, in all contexts `running`"
+        return self.earlier + (0. if self.began is None else time.time()-self.began)
+    @property
+    def time_left(self):
+        "Seconds; infinity where no time was given"
+        return math.inf if self.minutes is None else 60*self.minutes - self.spent
     def __repr__(self): return f"Plan ({self.spent/60:.1f} minutes spent): {self.estimate() or 'nothing measured yet'}"
 
     def add(self, name, kind, tokens, costs):
@@ -143,16 +151,6 @@ def hide(self:Plan):
     "Take the bar away"
     if self.bar is not None: self.bar.stop()
     self.bar = None
-
-@patch(as_prop=True)
-def spent(self:Plan):
-    "Seconds, in all contexts"
-    return self.earlier + (0. if self.began is None else time.time()-self.began)
-
-@patch(as_prop=True)
-def time_left(self:Plan):
-    "Seconds; infinity where no time was given"
-    return math.inf if self.minutes is None else 60*self.minutes - self.spent
 
 # %% ../nbs/39_progress.ipynb #9e106e60
 @patch
