@@ -6,7 +6,7 @@
 __all__ = ['app', 'command', 'manners', 'log_to', 'train', 'predict', 'evaluate', 'pretrain', 'demo', 'main']
 
 # %% ../nbs/42_cli.ipynb #7d75f56f
-import inspect,os,re,shlex,sys,traceback,typer,warnings
+import inspect,os,re,shlex,sys,time,traceback,typer,warnings
 from contextlib import contextmanager,nullcontext,redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
@@ -232,7 +232,8 @@ def _new_ulmfit(o, df, columns):
     is_folder  = o.unlabelled and o.unlabelled.is_dir()
     unlabelled = list(TextStream(o.unlabelled, o.text)) if is_folder else o.unlabelled
     return ULMFiT.from_df(df, path=o.out, pretrained=pretrained, directions=o.directions, config=o.size or 'small',
-                          lang=o.lang, minutes=o.minutes, words=o.words, min_freq=o.min_freq, max_vocab=o.max_vocab, unlabelled=unlabelled,
+                          lang=o.lang, minutes=o.minutes, epochs=(o.lm_epochs,o.epochs), words=o.words, min_freq=o.min_freq,
+                          max_vocab=o.max_vocab, unlabelled=unlabelled,
                           valid_pct=o.valid_pct, valid_col=o.valid, bptt=o.bptt, seed=o.seed, **columns,
                           **(dict(bs=o.bs) if o.bs else {}))
 
@@ -242,7 +243,7 @@ def _train(o):
     from ulmfit_ext.scores import label_targets
     from ulmfit_ext.report import baseline_scores,labelled_rows,print_report
     from ulmfit_ext.text.tables import read_table
-    columns = dict(text_col=o.text, label_col=o.label, label_delim=o.label_delim)
+    began,columns = time.time(),dict(text_col=o.text, label_col=o.label, label_delim=o.label_delim)
     df    = read_table(o.file)
     tests = labelled_rows(o.test, **columns) if o.test else None
     ulmfit = _new_ulmfit(o, df, columns)
@@ -251,14 +252,13 @@ def _train(o):
     if o.baseline and ulmfit.dls.multi:
         raise typer.BadParameter('--baseline is for one label a text, and here a text may have several')
     baselines = baseline_scores(ulmfit.dls, df, tests, o.text, o.label) if o.baseline else []
-    minutes = o.minutes and o.minutes/len(ulmfit.sides)
-    if o.lm_epochs!=0: ulmfit.fit_lm(o.lm_epochs, o.lm_lr, minutes=minutes, bf16=o.bf16)
-    ulmfit.fit_classifier(o.epochs, o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe)
+    ulmfit.fit(dict(n_epoch=o.lm_epochs, lr_max=o.lm_lr, bf16=o.bf16),
+               dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe))
     answers = print_report(ulmfit, tests, baselines, **columns)
     ens = ulmfit.ensemble
     if not ens.multi: save_figure(ens.plot_confusion_matrix(answers), o.out/'confusion.png')
     delim = ['--label-delim', o.label_delim] if o.label_delim else []
-    _print_next(f"The model is in {o.out/'model'}, plots are in {o.out}.",
+    _print_next(f"The model is in {o.out/'model'}, plots are in {o.out}. It took {(time.time()-began)/60:.1f} minutes.",
                 'ulmfit', 'predict', o.out/'model', 'FILE', '--text', o.text, *delim)
 
 # %% ../nbs/42_cli.ipynb #c0d3944d
@@ -286,7 +286,7 @@ def train(
     min_freq:int=3, # Words seen less often than this are unknown words
     max_vocab:int=60000, # Words taken from the texts at most; those of the pretrained model come on top
     lm_epochs:int=None, # Epochs of the language model at most; 0: leave it as it is. If not given: 10, for much text fewer
-    minutes:float=None, # Train the language models for about so long at most, in all
+    minutes:float=None, # Time for the whole run, shared out between language models and classifiers. If not given: as long as it takes
     epochs:int=None, # Epochs of the classifier. If not given: by the number of labels
     recipe:str='auto', # How the classifier is trained; auto: the better one in trials, but gradual if --lr is given
     lm_lr:float=0.004, # Peak learning rate of the language model
@@ -367,16 +367,6 @@ def evaluate(
     print_scores(table, f'{len(df):,} texts of {file}')
 
 # %% ../nbs/42_cli.ipynb #bdcb2e4d
-def _sample_text(learn, backwards, n_words=30):
-    "What the language model writes after the first words (reading backward, the last) of a document held out"
-    from fastai.text.learner import decode_spec_tokens
-    way = -1 if backwards else 1
-    def _decode(tokens): return decode_spec_tokens(tokens[::way])
-    ids  = learn.dls.valid_ds[0][0][:6].numpy()[::way].copy()
-    text = learn.predict(ids, n_words, temperature=0.8, no_bar=True, decoder=_decode)
-    return text.replace('▁', ' ') if learn.dls.processor.tokenizer.spelled else text
-
-# %% ../nbs/42_cli.ipynb #6f4a9e8d
 def _with_subwords(o):
     "`lang` with the pieces of words of the corpus, which are found where they are not on disk"
     from ulmfit_ext.text.corpus import corpus_key,train_subwords
@@ -388,7 +378,7 @@ def _with_subwords(o):
 def _pretrain_side(o, backwards, minutes):
     "Train the language model of one direction"
     from ulmfit_ext.core import save_figure
-    from ulmfit_ext.lm import loss_curve,pretrain_lm
+    from ulmfit_ext.lm import loss_curve,pretrain_lm,sample_text
     print(f"\n{'Backward' if backwards else 'Forward'} language model")
     learn = pretrain_lm(o.corpus, o.out, o.size or 'small', backwards=backwards, lang=o.lang, text_col=o.text, max_docs=o.docs,
                         pretrained=o.pretrained, max_vocab=o.vocab, workers=o.workers, valid_pct=o.valid_pct,
@@ -396,7 +386,7 @@ def _pretrain_side(o, backwards, minutes):
                         bptt=o.bptt, bf16=o.bf16, part=None if o.part is None else int(o.part*1e6), half=o.half, seed=o.seed)
     if not hasattr(learn.recorder, 'losses'): return   # it was there already
     save_figure(loss_curve(learn), o.out/f"{'bwd' if backwards else 'fwd'}.png")
-    print(f'It writes: {_sample_text(learn, backwards)}')
+    print(f'It writes: {sample_text(learn)}')
 
 def _pretrain(o, sides):
     from ulmfit_ext.weights import known_words

@@ -389,11 +389,11 @@ def run_demo(
     labelled,test,unlabelled = _demo_data(path, labels, seed)
     baseline = _baseline_error(labelled, test)
     ulmfit = ULMFiT.from_df(labelled[['text','label','is_valid']], out, 'small', valid_col='is_valid', unlabelled=unlabelled,
-                            max_vocab=5000, all_words=False, seed=seed, bs=32)
+                            max_vocab=5000, all_words=False, seed=seed, bs=32, minutes=minutes)
+    ulmfit.plan.earlier = time.time()-began # reading the sources, too
     print(ulmfit.dls)
-    fast = has_bfloat16() # a processor that is slower needs more of the time for the rest
-    ulmfit.fit_lm(minutes=minutes*(0.25 if fast else 0.15), lr_max=0.008, drop_mult=0.1, bf16=fast)
-    ulmfit.fit_classifier(10, 0.01, drop_mult=0.8, bf16=fast)
+    fast = has_bfloat16()
+    ulmfit.fit(dict(lr_max=0.008, drop_mult=0.1, bf16=fast), dict(n_epoch=10, lr_max=0.01, drop_mult=0.8, bf16=fast))
     answers = ulmfit.ensemble.answers(df=test)
     errors = 1-scores(ulmfit.ensemble, answers)['accuracy']
     errors['TF-IDF + logistic regression'] = baseline

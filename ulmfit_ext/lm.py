@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lm_sizes', 'awd_adam', 'lm_size', 'lm_learner', 'coverage', 'LMTraining', 'lm_epochs', 'frequency_loss',
-           'finetune_lm', 'loss_curve', 'corpus_dls', 'word_perplexity', 'lm_perplexity', 'pretrain_lm']
+           'finetune_lm', 'loss_curve', 'corpus_dls', 'word_perplexity', 'lm_perplexity', 'sample_text', 'pretrain_lm']
 
 # %% ../nbs/22_lm.ipynb #420c1078
 from fastai.text.all import *
@@ -41,7 +41,8 @@ def lm_size(
         raise UlmfitError(f"No language model is called {config!r}: there are {', '.join(lm_sizes)}, or give a dict of sizes")
     res = {**lm_sizes['paper'], **(config or {})}
     if unknown := res.keys() - awd_lstm_lm_config.keys():
-        raise UlmfitError(f"config has {listing(unknown)}, which an AWD_LSTM has not: pass some of {listing(awd_lstm_lm_config, 12)}")
+        raise UlmfitError(f"config has {listing(unknown)}, which an AWD_LSTM has not: "
+                          f"pass some of {listing(awd_lstm_lm_config, 12)}")
     return {**res, **check_numbers(**{k: res[k] for k in lm_sizes['paper']})}
 
 # %% ../nbs/22_lm.ipynb #0c2311c2
@@ -107,7 +108,8 @@ class LMTraining:
     ):
         store_attr()
         if schedule not in ('one_cycle','stlr'): raise UlmfitError(f"schedule is {schedule!r}: 'one_cycle' or 'stlr'")
-        numbers = dict(minutes=minutes, lr_max=lr_max, drop_mult=drop_mult, clip=clip, wd=wd, bs=bs, bptt=bptt, part=part, seed=seed)
+        numbers = dict(minutes=minutes, lr_max=lr_max, drop_mult=drop_mult, clip=clip, wd=wd, bs=bs, bptt=bptt,
+                       part=part, seed=seed)
         vars(self).update(check_numbers(**numbers))
         if minutes is None: check_numbers(n_epoch=ifnone(n_epoch, 0))
         else: self.n_epoch,self.schedule = None,'stlr' # the time decides
@@ -291,6 +293,20 @@ def lm_perplexity(
         n += len(ids)-1
     return math.exp(loss/max(n, 1))
 
+# %% ../nbs/22_lm.ipynb #5f19cb5c
+def sample_text(
+    learn:LMLearner, # A language model, with something held out
+    n_words:int=30, # Tokens to write
+) -> str: # Drawn at random, at a temperature of 0.8
+    "What a language model writes after the first words (reading backward, before the last) of a document held out"
+    from fastai.text.learner import decode_spec_tokens
+    setup = text_setup(learn.dls)
+    way = -1 if setup.backwards else 1
+    def _decode(tokens): return decode_spec_tokens(tokens[::way])
+    ids  = learn.dls.valid_ds[0][0][:6].numpy()[::way].copy()
+    text = learn.predict(ids, n_words, temperature=0.8, no_bar=True, decoder=_decode)
+    return text.replace('▁', ' ') if setup.processor.tokenizer.spelled else text
+
 # %% ../nbs/22_lm.ipynb #a254b29b
 def _pretraining_lang(lang, config, pretrained, backwards, valid_pct):
     "The language to read, once what is wrong with the other settings was said: a corpus may take hours"
@@ -304,7 +320,8 @@ def _pretraining_settings(learn, how, config, pretrained, **kwargs):
     "What tells this training from others, as JSON holds it"
     setup,how = text_setup(learn.dls),{o: getattr(how, o) for o in inspect.signature(LMTraining).parameters}
     ids = Path(learn.dls.train.ids.filename).name # made from the text, the tokenizer and the vocabulary
-    made_of = dict(ids=ids, pretrained_sha256=fingerprint(pretrained, setup.backwards), sizes={**lm_size(config), **awd_sizes(learn)})
+    made_of = dict(ids=ids, pretrained_sha256=fingerprint(pretrained, setup.backwards),
+                   sizes={**lm_size(config), **awd_sizes(learn)})
     return training_settings(Learner.fit_stlr, lm_learner, config=None, pretrained=None, adam=awd_adam, **made_of, **how, **kwargs)
 
 def _is_trained(learn, path, settings, half):
@@ -377,7 +394,8 @@ def pretrain_lm(
     how = LMTraining(**{k: kwargs.pop(k) for k in inspect.signature(LMTraining).parameters if k in kwargs})
     lang,path = _pretraining_lang(lang, config, pretrained, backwards, valid_pct),Path(path)
     make_dir(path)
-    dls = corpus_dls(corpus, path, lang, max_vocab, 3, backwards, how.bs, how.bptt, valid_pct, how.seed, text_col, max_docs, workers)
+    dls = corpus_dls(corpus, path, lang, max_vocab, 3, backwards, how.bs, how.bptt, valid_pct, how.seed,
+                     text_col, max_docs, workers)
     set_seed(how.seed)
     learn = lm_learner(dls, config, how.drop_mult, pretrained, path=path, **kwargs)
     all_cbs,how.clip = _clipping(cbs, how.clip)

@@ -7,8 +7,9 @@ __all__ = ['ULMFiT']
 
 # %% ../nbs/40_pipeline.ipynb #d596c06e
 from fastai.text.all import *
-import hashlib
+import hashlib,time
 from dataclasses import asdict,replace
+from functools import cache
 from .callback.unfreeze import *
 from .callback.loss import *
 from .callback.precision import *
@@ -28,6 +29,7 @@ from .scores import *
 from .folder import *
 from .ensemble import *
 from .export import *
+from .progress import *
 
 # %% ../nbs/40_pipeline.ipynb #bde5f167
 _sides = {'both': ('fwd','bwd'), 'fwd': ('fwd',), 'bwd': ('bwd',)}
@@ -46,6 +48,7 @@ def _data_sha256(dls):
 
 def _dropouts(config): return {k: p for k,p in config.items() if k.endswith('_p')}
 
+# %% ../nbs/40_pipeline.ipynb #934c3abe
 class ULMFiT:
     "The three stages of ULMFiT in both directions (section 3), each step kept on disk"
     def __init__(self,
@@ -57,17 +60,20 @@ class ULMFiT:
         bptt:int=70, # Tokens in a chunk of the classifier
         seed:int=None, # Random numbers of training; None: not set
         words:bool=True, # Count words too, as a third voice?
+        minutes:float=None, # Time for the whole run, which is shared out; None: as long as it takes
     ):
         _check(directions, config)
-        bptt,seed = check_numbers(bptt=bptt, seed=seed).values()
+        bptt,seed,minutes = check_numbers(bptt=bptt, seed=seed, minutes=minutes).values()
         store_attr(but='path')
         self.path,self.sides = as_path(path),_sides[directions]
         make_dir(self.path)
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
         self.bag = None # the third voice
+        self.plan,self.coming = Plan(minutes, cache(training_speed)),{} # `coming`: arguments of `fit_classifier`, if known
         data = dict(data_sha256=_data_sha256(dls), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
         weights = {s: dict(pretrained_sha256=fingerprint(pretrained, s=='bwd'), sizes=lm_size(config)) for s in self.sides}
+        if minutes is not None: data['run_minutes'] = minutes
         self.inputs = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # settings that all stages share
 
     def __repr__(self):
@@ -89,6 +95,7 @@ def _start_from(pretrained, directions, config, lang, choose):
              "leave lang out to take its own")
     return pretrained,words,lang or own or 'en'
 
+# %% ../nbs/40_pipeline.ipynb #4381326a
 @patch(cls_method=True)
 @delegates(ulmfit_dls, but='df,path,seed,lang,known')
 def from_df(cls:ULMFiT,
@@ -102,20 +109,26 @@ def from_df(cls:ULMFiT,
     all_words:bool=True, # Make all words that the pretrained model knows part of the vocabulary?
     words:bool=True, # Count words too, as a third voice?
     lang:str=None, # spaCy's code of the language, as for `ulmfit_dls`; None: that of the pretrained model, or English
-    minutes:float=None, # Time that training may take, by which 'auto' chooses; None: an hour
+    minutes:float=None, # Time for the whole run, which is shared out; None: as long as it takes, where 'auto' reckons with an hour
+    epochs:tuple=(None,None), # Of language models and classifiers, as far as they are settled: 'auto' reckons with them
     **kwargs
 ) -> ULMFiT:
     "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
+    began = time.time()
     _check(directions, config)
     df,path = as_frame(df),as_path(path)
     if 'unlabelled' in kwargs: kwargs['unlabelled'] = unlabelled_texts(kwargs['unlabelled'], kwargs.get('text_col', 'text'))
-    def _choose(): return choose_lm(lang, epoch_tokens(df, **kwargs), len(_sides[directions]), minutes, memo=path/'pretrained.json')
+    def _choose():
+        tokens,memo = epoch_tokens(df, **kwargs),path/'pretrained.json'
+        return choose_lm(lang, tokens, len(_sides[directions]), minutes, None, memo, table_epochs(df, tokens, epochs, **kwargs))
     pretrained,known,lang = _start_from(pretrained, directions, config, lang, _choose)
     make_dir(path)
     if kwargs.get('bs', 0) is None: kwargs.pop('bs')
     dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=known if all_words else None, **kwargs)
     if not {'bs','clas_bs'} & set(kwargs): dls.clas_bs = batch_size(len(dls.train_idx))
-    return cls(dls, path, pretrained, directions, config, bptt, seed, words)
+    res = cls(dls, path, pretrained, directions, config, bptt, seed, words, minutes)
+    res.plan.earlier = time.time()-began
+    return res
 
 # %% ../nbs/40_pipeline.ipynb #f14f9f27
 @patch
@@ -141,10 +154,12 @@ def _from_disk(self:ULMFiT, kind, side, settings, read):
         try:
             learn = read(path)
             print(f"{what} on disk, {_ways[side]}")
+            self.plan.drop(f'{kind} {side}')
             return learn
         except UlmfitError as e: warn(f'{e}. It is trained again')
     why = why_again(settings)
     print(f"{what}, {_ways[side]}{': '+why if why else ''}")
+    self.plan.tell()
 
 @patch
 def _to_disk(self:ULMFiT, kind, side, settings, learn, write):
@@ -159,7 +174,7 @@ def fit_lm(self:ULMFiT,
     n_epoch:int=None, # Epochs at most; None: `lm_epochs` of the text
     lr_max:float=0.004, # Peak learning rate; the paper's 0.004. Lowered where the model collapses
     drop_mult:float=0.5, # Multiplies all dropouts
-    minutes:float=None, # Train each direction for about so long at most
+    minutes:float=None, # Train each direction for about so long at most; None: a share of the run's `minutes`, where these are given
     clip:float=0.25, # Gradients are made no longer than this; None: left as they are
     factor:float=2.6, # Each layer group learns this many times slower than the one above it (only with `pretrained`)
     wd:float=None, # Weight decay; None: fastai's
@@ -176,18 +191,32 @@ def fit_lm(self:ULMFiT,
                patience=patience, **kwargs)
     fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_lm_config))
     settings = {s: training_settings(Learner.fit_stlr, ULMFiT.fit_lm, **{**fixed, **self.inputs[s], **how}) for s in self.sides}
-    for side in self.sides:
-        def _read(folder): return lm_learner(self._dls('lm', side), self.config, drop_mult, folder, **{**kwargs, 'verbose':False})
-        learn = self._from_disk('lm', side, settings[side], _read)
-        if learn is None:
-            learn = finetune_lm(self._dls('lm', side), self.pretrained, self.config, **how)
-            losses = [list(map(float, o)) for o in learn.recorder.values]
-            def _write(folder):
-                save_lm(learn, folder, pretrained=str(self.pretrained), losses=losses)
-                return learn.stage_two # noted in settings.json: the rate in the end, the epochs, the losses
-            self._to_disk('lm', side, settings[side], learn, _write)
-        self.lms[side] = learn
+    with self.plan.running():
+        self.plan.add_lms(self.dls, self._sizes(), self.sides, n_epoch)
+        self._plan_classifiers(**self.coming)
+        for side in self.sides:
+            def _read(folder):
+                return lm_learner(self._dls('lm', side), self.config, drop_mult, folder, **{**kwargs, 'verbose':False})
+            learn = self._from_disk('lm', side, settings[side], _read)
+            if learn is None: learn = self._train_lm(side, settings[side], **how)
+            self.lms[side] = learn
     return self
+
+# %% ../nbs/40_pipeline.ipynb #e539de34
+@patch
+def _train_lm(self:ULMFiT, side, settings, minutes, cbs, **how):
+    "Fine-tune the language model of one direction, in the time there is, and save it"
+    job = self.plan.jobs[f'lm {side}']
+    if minutes is None: minutes = self.plan.lm_minutes()
+    else: job.limit = 60*minutes
+    cbs = L(cbs) + CountWork(self.plan, job)
+    learn = finetune_lm(self._dls('lm', side), self.pretrained, self.config, minutes=minutes, cbs=cbs, **how)
+    losses = [list(map(float, o)) for o in learn.recorder.values]
+    def _write(folder):
+        save_lm(learn, folder, pretrained=str(self.pretrained), losses=losses)
+        return learn.stage_two # noted in settings.json: the rate in the end, the epochs, the losses
+    self._to_disk('lm', side, settings, learn, _write)
+    return learn
 
 # %% ../nbs/40_pipeline.ipynb #376bf48a
 @patch
@@ -206,26 +235,39 @@ def fit_classifier(self:ULMFiT,
     "Stage three: train the classifier of each direction by a recipe, keep its best epoch, or read it from disk"
     self._can_train()
     check_place(self.folder)
-    self.count_words()
     numbers = check_numbers(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
     n_epoch,wd = numbers.pop('n_epoch'),numbers.pop('wd')
     common = dict(n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **kwargs)
-    recipe = self._recipe(recipe, {k:v for k,v in numbers.items() if v is not None}, common)
-    common['n_epoch'] = ifnone(n_epoch, epochs_for(len(self.dls.train_idx)))
-    settings = {s: self._classifier_settings(s, **asdict(recipe), **common) for s in self.sides}
-    for side in self.sides:
-        learn = self._from_disk('classifier', side, settings[side], partial(self._read_classifier, side, **kwargs))
-        if learn is None:
-            learn = self._new_classifier(side, **kwargs)
-            fit_recipe(learn, recipe, common['n_epoch'], wd, _all_cbs(learn, cbs, bf16))
-            def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
-            self._to_disk('classifier', side, settings[side], learn, _write)
-        self.learns[side] = learn
-    self._weigh_voices()
-    self.save()
+    with self.plan.running():
+        self.count_words()
+        self.plan.drop('lm')
+        rates = {k:v for k,v in numbers.items() if v is not None}
+        self._plan_classifiers(n_epoch, recipe='gradual' if rates else recipe)
+        recipe = self._recipe(recipe, rates, common)
+        self._plan_classifiers(n_epoch, recipe=recipe)
+        common['n_epoch'] = ifnone(n_epoch, epochs_for(len(self.dls.train_idx)))
+        settings = {s: self._classifier_settings(s, **asdict(recipe), **common) for s in self.sides}
+        for side in self.sides:
+            learn = self._from_disk('classifier', side, settings[side], partial(self._read_classifier, side, **kwargs))
+            if learn is None: learn = self._train_classifier(side, settings[side], recipe, wd, cbs, bf16, **kwargs)
+            self.learns[side] = learn
+        self.plan.hide()
+        self._weigh_voices()
+        self.save()
+    if self.minutes is not None: print(f'{self.plan.spent/60:.1f} of {self.minutes:g} minutes were used')
     return self
 
-def _all_cbs(learn, cbs, bf16): return L(cbs) + L(LossOnGPU()) + L(bfloat16(learn.dls.device) if bf16 else None)
+# %% ../nbs/40_pipeline.ipynb #008d74dd
+def _all_cbs(learn, cbs, bf16, *more): return L(cbs) + L(LossOnGPU(), *more) + L(bfloat16(learn.dls.device) if bf16 else None)
+
+@patch
+def _train_classifier(self:ULMFiT, side, settings, recipe, wd, cbs, bf16, **kwargs):
+    "Train the classifier of one direction, in the time there is, and save it"
+    learn,job = self._new_classifier(side, **kwargs),self.plan.jobs[f'classifier {side}']
+    fit_recipe(learn, recipe, self.plan.fit_epochs(job), wd, _all_cbs(learn, cbs, bf16, CountWork(self.plan, job)))
+    def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
+    self._to_disk('classifier', side, settings, learn, _write)
+    return learn
 
 @patch
 def _new_classifier(self:ULMFiT, side, config=None, data=None, **kwargs):
@@ -233,7 +275,6 @@ def _new_classifier(self:ULMFiT, side, config=None, data=None, **kwargs):
     encoder = self.lms.get(side, self.pretrained)
     if encoder is None and not isinstance(config, str): config = {**lm_size(self.config), **(config or {})}
     return ulmfit_classifier(self._dls('clas', side, data), config, encoder=encoder, bptt=self.bptt, path=self.path, **kwargs)
-
 
 # %% ../nbs/40_pipeline.ipynb #61dd0f01
 @patch
@@ -260,17 +301,46 @@ def _best_recipe(self:ULMFiT, common):
     settings = self._classifier_settings(side, recipes={k: asdict(o) for k,o in recipes.items()}, **common)
     path = find_piece(self.path/'recipe', side, settings)
     if path is None:
-        print(f"Trying {len(recipes)} recipes on {len(splits)} split{'s' if len(splits)>1 else ''} of the labelled texts")
-        table = self._try_recipes(side, splits, **common)
+        untried = pd.DataFrame(dict(recipe=['together'], valid_loss=[math.nan])).set_index('recipe')
+        table = self._try_recipes(side, splits, **common) if self.plan.has_time_for_trials() else untried
         path = save_piece(self.path/'recipe', side, settings, lambda folder: table.to_csv(folder/'trials.csv'))
     table = pd.read_csv(path/'trials.csv', index_col='recipe')
-    print('Recipe: ' + ', '.join(f"{o.Index} (loss {o.valid_loss:.3f})" for o in table.itertuples()) + '; the first is taken')
+    if len(table)==1: print(f'Recipe: {table.index[0]}, as there is no time for trials')
+    else: print('Recipe: ' + ', '.join(f"{o.Index} (loss {o.valid_loss:.3f})" for o in table.itertuples()) + '; the first is taken')
     return table.index[0]
 
 @patch
 def _try_recipes(self:ULMFiT, side, splits, n_epoch, wd, bf16, cbs=None, **kwargs):
+    print(f"Trying {len(recipes)} recipes on {len(splits)} split{'s' if len(splits)>1 else ''} of the labelled texts")
+    self.plan.tell()
+    jobs = iter([o for o in self.plan.jobs.values() if o.kind=='trials'])
+    def _cbs(learn): return _all_cbs(learn, cbs, bf16, CountWork(self.plan, next(jobs)))
     def _new(train, valid): return self._new_classifier(side, data=self.dls.with_split(train, valid), **kwargs)
-    return try_recipes(_new, splits, recipes, n_epoch, wd, partial(_all_cbs, cbs=cbs, bf16=bf16))
+    return try_recipes(_new, splits, recipes, n_epoch, wd, _cbs)
+
+# %% ../nbs/40_pipeline.ipynb #af5ae3bf
+@patch
+def _sizes(self:ULMFiT):
+    "The sizes of the models"
+    return lm_size(self.config) if self.pretrained is None else load_lm(self.pretrained, self.sides[0]=='bwd')[2]
+
+@patch
+def _plan_classifiers(self:ULMFiT, n_epoch=None, lr_max=None, factor=None, epochs_per_stage=None, recipe='auto', **kwargs):
+    "Put classifiers, and trials if they will be made, into the plan"
+    if any(o is not None for o in (lr_max,factor,epochs_per_stage)): recipe = 'gradual'
+    self.plan.add_classifiers(self.dls, self._sizes(), self.sides, n_epoch, recipe, self.seed or 0)
+
+@patch
+def fit(self:ULMFiT,
+    lm:dict=None, # Arguments of `fit_lm`; with `n_epoch=0` the language model stays as it is
+    classifier:dict=None, # Arguments of `fit_classifier`
+) -> ULMFiT: # Itself
+    "Stages two and three, `fit_lm` and `fit_classifier`, in the run's `minutes` where these are given"
+    lm,self.coming = lm or {},classifier or {}
+    with self.plan.running():
+        if lm.get('n_epoch')!=0: self.fit_lm(**lm)
+        if self.dls.classes is not None: self.fit_classifier(**self.coming)
+    return self
 
 # %% ../nbs/40_pipeline.ipynb #848e93f9
 @patch

@@ -51,7 +51,8 @@ def fit_recipe(
     "Train `learn`, and keep the weights of its best epoch"
     n_epoch = ifnone(n_epoch, epochs_for(len(learn.dls.train_ds)))
     cbs = L(cbs) + L(KeepBest() if len(learn.dls.valid_ds) else None)
-    if recipe.gradual: return learn.fit_gradual(n_epoch, recipe.lr_max, recipe.factor, epochs_per_stage=recipe.epochs_per_stage, wd=wd, cbs=cbs)
+    if recipe.gradual:
+        return learn.fit_gradual(n_epoch, recipe.lr_max, recipe.factor, epochs_per_stage=recipe.epochs_per_stage, wd=wd, cbs=cbs)
     learn.unfreeze()
     learn.fit_stlr(n_epoch, recipe.lr_max, wd=wd, cbs=cbs + L(DiscriminativeLR(recipe.factor)))
 

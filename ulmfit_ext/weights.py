@@ -306,16 +306,17 @@ def training_minutes(
     tokens:tuple, # Of an epoch of the language model, and of one of the classifier, as `epoch_tokens` says
     n_directions:int=2, # Trained one after the other
     speed:float=None, # Operations a second; None: `training_speed` measures it
+    epochs:tuple=(10,8), # Of the language model, which may be 0, and of the classifier
 ) -> float: # Minutes
-    "About how long both stages take with ten epochs of the language model and eight of the classifier"
+    "About how long both stages take"
     wgts,vocab,sizes = load_lm(pretrained)
-    work = 10*tokens[0]*token_cost(sizes, len(vocab)) + 8*tokens[1]*token_cost(sizes)
+    work = epochs[0]*tokens[0]*token_cost(sizes, len(vocab)) + epochs[1]*tokens[1]*token_cost(sizes)
     return n_directions*work/(speed or training_speed())/60
 
 # %% ../nbs/20_weights.ipynb #cc709dea
-def _choose_english(tokens, n_directions, minutes, speed):
+def _choose_english(tokens, n_directions, minutes, speed, epochs):
     "`base` where there is time, else `small`, and why"
-    base,limit = training_minutes('base', tokens, n_directions, speed),ifnone(minutes, 60)
+    base,limit = training_minutes('base', tokens, n_directions, speed, epochs),ifnone(minutes, 60)
     needs = f"about {max(base, 1):.0f} min of training on this machine, and {limit:g} are allowed"
     return ('base', needs) if base<=limit else ('small', f"base would need {needs}; name base to have it all the same")
 
@@ -337,6 +338,7 @@ def choose_lm(
     minutes:float=None, # Time there is for all of it; None: an hour
     speed:float=None, # Operations a second; None: `training_speed` measures it
     memo=None, # File that keeps the answer; None: no file
+    epochs:tuple=(10,8), # Of the language model, which may be 0, and of the classifier
 ) -> str|None: # A name; None where there is nothing to start from
     "The language model to start from, for those who did not say; prints which one, and why"
     lang  = getattr(lang, 'lang', lang) or 'en'
@@ -347,8 +349,8 @@ def choose_lm(
         hint = _packages.get(lang, '`ulmfit pretrain` makes them from any text')
         print(f"Starting from nothing: no weights for {lang} are installed. {hint}")
         return None
-    asked    = dict(tokens=[int(o) for o in tokens], n_directions=n_directions, minutes=minutes)
-    name,why = _kept_choice(memo, asked, partial(_choose_english, tokens, n_directions, minutes, speed))
+    asked    = dict(tokens=[int(o) for o in tokens], n_directions=n_directions, minutes=minutes, epochs=list(epochs))
+    name,why = _kept_choice(memo, asked, partial(_choose_english, tokens, n_directions, minutes, speed, epochs))
     print(f"Starting from {name}: {why}")
     return name
 
