@@ -1149,6 +1149,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ulmfit_ext.words._cross_validate': ('words.html#_cross_validate', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._fit_idf': ('words.html#_fit_idf', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._folds': ('words.html#_folds', 'ulmfit_ext/words.py'),
+                                  'ulmfit_ext.words._found_classes': ('words.html#_found_classes', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._keep': ('words.html#_keep', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._regressions': ('words.html#_regressions', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._score': ('words.html#_score', 'ulmfit_ext/words.py'),
