@@ -16,6 +16,7 @@ from .core import *
 from .text.tables import *
 from .text.tokens import *
 from .text.loaders import *
+from .data import lm_epochs
 
 # %% ../nbs/20_weights.ipynb #5b9c2f29
 def awd_sizes(learn) -> dict:
@@ -307,9 +308,9 @@ def training_minutes(
     n_directions:int=2, # Trained one after the other
     speed:float=None, # Operations a second; None: `training_speed` measures it
 ) -> float: # Minutes
-    "About how long both stages take with ten epochs of the language model and eight of the classifier"
+    "About how long both stages take, with `lm_epochs` of the language model and eight epochs of the classifier"
     wgts,vocab,sizes = load_lm(pretrained)
-    work = 10*tokens[0]*token_cost(sizes, len(vocab)) + 8*tokens[1]*token_cost(sizes)
+    work = lm_epochs(tokens[0])*tokens[0]*token_cost(sizes, len(vocab)) + 8*tokens[1]*token_cost(sizes)
     return n_directions*work/(speed or training_speed())/60
 
 # %% ../nbs/20_weights.ipynb #cc709dea
@@ -322,8 +323,9 @@ def _choose_english(tokens, n_directions, minutes, speed):
 def _kept_choice(memo, asked, choose):
     "The answer in the file `memo` where it was `asked` the same, else what `choose` answers now"
     file = memo and Path(memo)
-    kept = json.loads(file.read_text(encoding='utf-8')) if file and file.exists() else {}
-    if kept.get('asked')==asked: return kept['answer']
+    try: kept = json.loads(file.read_text(encoding='utf-8')) if file else {}
+    except (OSError,ValueError): kept = {} # there is none, or it is damaged: the question is asked anew
+    if isinstance(kept, dict) and kept.get('asked')==asked and len(kept.get('answer', ()))==2: return kept['answer']
     answer = choose()
     if file:
         make_dir(file.parent)
@@ -347,6 +349,7 @@ def choose_lm(
         hint = _packages.get(lang, '`ulmfit pretrain` makes them from any text')
         print(f"Starting from nothing: no weights for {lang} are installed. {hint}")
         return None
+    minutes  = check_numbers(minutes=minutes)['minutes']
     asked    = dict(tokens=[int(o) for o in tokens], n_directions=n_directions, minutes=minutes)
     name,why = _kept_choice(memo, asked, partial(_choose_english, tokens, n_directions, minutes, speed))
     print(f"Starting from {name}: {why}")
