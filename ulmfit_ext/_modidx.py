@@ -351,6 +351,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'ulmfit_ext/callback/steady.py'),
                                             'ulmfit_ext.callback.steady._shown': ( 'callback.steady.html#_shown',
                                                                                    'ulmfit_ext/callback/steady.py'),
+                                            'ulmfit_ext.callback.steady._shown_loss': ( 'callback.steady.html#_shown_loss',
+                                                                                        'ulmfit_ext/callback/steady.py'),
                                             'ulmfit_ext.callback.steady._third': ( 'callback.steady.html#_third',
                                                                                    'ulmfit_ext/callback/steady.py'),
                                             'ulmfit_ext.callback.steady.fit_steadily': ( 'callback.steady.html#fit_steadily',

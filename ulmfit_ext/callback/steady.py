@@ -96,6 +96,7 @@ def _third(lr):
     return lr/3 if isinstance(lr, (int,float)) else np.array(lr)/3
 
 def _shown(lr): return f'{lr:.2g}' if isinstance(lr, (int,float)) else str(lr)
+def _shown_loss(loss): return f'{loss:.2f}' if loss<1e4 else f'{loss:.1e}'
 
 # %% ../../nbs/08_callback.steady.ipynb #5b3ec4a1
 def fit_steadily(
@@ -132,8 +133,8 @@ def fit_steadily(
             learn.model.load_state_dict(weights) # those of the beginning, or of an earlier try, if they were better
             return best
         epoch,loss = watch.collapsed or (watch.at,watch.best_loss)
-        said = (f"A peak rate of {_shown(lr_max)} is too high: after epoch {epoch} the validation loss is {loss:.2f}, "
-                f"and {ceiling:.2f} takes no learning")
+        said = (f"A peak rate of {_shown(lr_max)} is too high: after epoch {epoch} the validation loss is {_shown_loss(loss)}, "
+                f"and {_shown_loss(ceiling)} takes no learning")
         if not left or is_stuck and loss>=stuck_at: break
         if is_stuck: stuck_at = loss
         lr_max = _third(lr_max)
