@@ -9,7 +9,7 @@ from ulmfit_ext.callback.bpt3c import BPT3C
 from ulmfit_ext.core import UlmfitError
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble,label_targets,mean_logits
-from ulmfit_ext.mixture import Mixture
+from ulmfit_ext.mixture import Mixture,equal_mixture
 from ulmfit_ext.model import TextModel
 from ulmfit_ext.predict import Predictor
 from ulmfit_ext.reader import Int8LSTM,Reader
@@ -473,3 +473,6 @@ def test_a_third_voice_of_several_labels(multi):
 def test_words_that_do_not_fit(ens, multi):
     with raises('fit the words'): BidirEnsemble(ens.fwd, ens.bwd, bag_of(multi))
     with raises('weigh'): BidirEnsemble(ens.fwd, ens.bwd, bag_of(ens), mixture=Mixture(dict(forward=.5, backward=.5), {}))
+    bag,all_three = bag_of(ens),equal_mixture(['words','forward','backward'])
+    with raises('the voices are words, forward: make it anew'): BidirEnsemble(ens.fwd, words=bag, mixture=all_three)
+    with raises('make it anew'): BidirEnsemble(ens.fwd, ens.bwd, bag, mixture=all_three._replace(temperatures=dict(words=1.)))

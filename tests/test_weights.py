@@ -263,7 +263,9 @@ def test_the_german_package_is_complete(tmp_path):
 
 def test_which_to_take_is_a_matter_of_time(capsys):
     "With a speed made up: what is asked for decides, not the machine"
-    tokens = 100_000,50_000 # ten and eight epochs of them, in two directions
+    tokens = 100_000,50_000 # ten and eight epochs of them, in two directions; of more text fewer
+    once = training_minutes('base', (10**9,0), 1, 1e11)
+    test_close(once, 10**9*99.6e6/1e11/60, eps=once/10)
     minutes = {name: training_minutes(name, tokens, 2, 1e11) for name in ('base','small')}
     test_close(minutes['base'], 2*(10*100_000*99.6e6 + 8*50_000*53.5e6)/1e11/60, eps=1)
     assert 2 < minutes['base']/minutes['small'] < 4
@@ -286,6 +288,10 @@ def test_the_choice_is_kept(tmp_path, capsys, monkeypatch):
     assert [_make(), _make(), len(speeds)]==['base', 'base', 1]
     assert [_make(60), len(speeds)]==['small', 2]
     assert [_make(60, minutes=2), len(speeds)]==['small', 3]
+    for damaged in ('', '[]', '{"asked"'):
+        (tmp_path/'u'/'pretrained.json').write_text(damaged)
+        assert _make(60, minutes=2)=='small', damaged
+    with fails('minutes is -1'): _make(minutes=-1)
 
 def test_how_much_there_is_to_read(tmp_path):
     "Texts without labels are read by the language models only; the estimate is near what is counted"

@@ -86,13 +86,14 @@ def _some_numbers(module):
     "A few numbers of each weight and of what batch norm keeps, to see whether they are still as they were"
     return [o.flatten()[::o.numel()//16+1].tolist() for o in module.state_dict().values()]
 
-def _check_words(words, mixture, model):
+def _check_words(words, mixture, models):
     "Raise an `UlmfitError` unless `words` and `mixture` go with the models"
+    model,voices = models[0],['words', *[o.direction for o in models]]
     if (words.classes,words.multi)!=(list(model.classes),model.multi):
         raise UlmfitError(f"The words were counted for the classes {listing(words.classes, 10)}, and the learners have "
                           f"{listing(model.classes, 10)}, or another kind of labels: fit the words with the learners' classes")
-    if mixture is not None and 'words' not in mixture.weights:
-        raise UlmfitError(f"The mixture is of {listing(mixture.weights)}, and words are counted here: make it anew with `weigh`")
+    if mixture is not None and (set(mixture.weights),set(mixture.temperatures)) != (set(voices),{*voices,'all'}):
+        raise UlmfitError(f"The mixture is of {listing(mixture.weights)}, and the voices are {listing(voices)}: make it anew with `weigh`")
 
 # %% ../nbs/33_ensemble.ipynb #bcc8452a
 class BidirEnsemble:
@@ -108,7 +109,7 @@ class BidirEnsemble:
         if any(o.classes is None for o in models):
             raise UlmfitError("The data of this learner has no classes: an ensemble is made of classifiers")
         if bwd is not None: check_pair(*models)
-        if words is not None: _check_words(words, mixture, models[0])
+        if words is not None: _check_words(words, mixture, models)
         self.models    = {o.direction: o for o in models}
         self.learners  = {way: o.learn or o for way,o in self.models.items()}
         self.fwd,self.bwd = self.learners.get('forward'),self.learners.get('backward')

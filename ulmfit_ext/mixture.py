@@ -90,11 +90,17 @@ def fit_mixture(
     targs, # Class numbers, shape (texts,); with `multi` ones and zeros, shape (texts, classes)
     multi:bool=False, # Can a text have several labels?
 ) -> Mixture: # `weights` by voice; `temperatures` by voice, and of 'all' together
-    "The weights and temperatures of the smallest log loss, pulled towards equal ones. Equal ones below 20 texts"
+    """The weights and temperatures of the smallest log loss, pulled towards equal ones. Equal ones below 20 texts.
+
+    Raises `UlmfitError` where a voice answers with no numbers, or not as many texts as there are targets"""
+    for name,o in outs.items():
+        if len(o)!=len(targs): raise UlmfitError(f"There are outputs of {len(o):,} texts ({name}) and targets of {len(targs):,}: give the same texts")
+        bad = int((~o.isfinite()).any(-1).sum())
+        if bad: raise UlmfitError(f"The outputs of {bad:,} of {len(o):,} texts ({name}) are no numbers: train this voice again, at a lower rate")
     if len(targs)<_fewest or len(outs)<2: return equal_mixture(outs)
-    targs = torch.as_tensor(targs).as_subclass(torch.Tensor).to(torch.float64 if multi else torch.long)
-    parts = [o.detach().double() for o in outs.values()]
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        targs = torch.as_tensor(targs).as_subclass(torch.Tensor).to(torch.float64 if multi else torch.long, copy=True)
+        parts = [o.detach().to(torch.float64, copy=True) for o in outs.values()]
         pull = min(_pulls, key=lambda o: _held_out_loss(parts, targs, multi, o))
         weights,temperatures = _fit(parts, targs, multi, pull)
     return Mixture(dict(zip(outs, weights)), dict(zip([*outs,'all'], temperatures)))

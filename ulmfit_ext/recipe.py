@@ -63,13 +63,15 @@ def trial_splits(
     y, # Label of each row
     seed:int=0, # Of the folds, and of the texts that are drawn
     most:int=1000, # Texts to train on, at most
-    enough:int=500, # Labelled texts from which on the validation set is asked, and no folds are made
+    enough:int=500, # Labelled texts from which on the validation set is asked (a third of them where there is none), and no folds are made
 ) -> list: # Pairs of rows to train on, and rows to measure on
     "How the labelled rows are split for trials of recipes"
     train,valid = np.asarray(train),np.asarray(valid)
     rng = np.random.default_rng(seed)
     def _some(rows, n): return np.sort(rng.permutation(rows)[:n])
-    if len(train)+len(valid)>=enough and len(valid): return [(_some(train, most), _some(valid, most))]
+    if len(train)+len(valid)>=enough:
+        if not len(valid): valid,train = np.split(rng.permutation(train), [len(train)//3])
+        return [(_some(train, most), _some(valid, most))]
     rows,is_many = np.concatenate([train,valid]),any(isinstance(o, (list,tuple,L)) for o in y)
     rarest = 0 if is_many else min(Counter(y[i] for i in rows).values())
     if rarest<3: folds = KFold(3, shuffle=True, random_state=seed).split(rows)
@@ -83,14 +85,14 @@ def try_recipes(
     n_epoch:int=None, # Epochs; None: `epochs_for` the number of texts
     wd:float=None, # Weight decay; None: the learner's
     cbs=None, # Function that gives more callbacks for a learner
-) -> pd.DataFrame: # A row a recipe, the best first: validation loss, and share of wrong answers, the mean over the splits
+) -> pd.DataFrame: # A row a recipe, the best first: losses and metrics of the best epoch, the mean over the splits
     "Train with each of `recipes` on each of `splits`"
     rows = []
     for name,recipe in recipes.items():
         for train,valid in splits:
             learn = new_learner(train, valid)
             with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, n_epoch, wd, cbs(learn) if cbs else None)
-            best = min(learn.recorder.values, key=lambda o: o[1]) # of the epoch whose weights were kept
+            best = min(learn.recorder.values, key=lambda o: o[1] if math.isfinite(o[1]) else math.inf) # of the epoch whose weights were kept
             rows.append(dict(recipe=name, **dict(zip(learn.recorder.metric_names[1:-1], map(float, best)))))
             del learn
             gc.collect() # a learner and its callbacks hold each other, and hundreds of megabytes

@@ -16,6 +16,7 @@ from .core import *
 from .text.tables import *
 from .text.tokens import *
 from .text.loaders import *
+from .data import lm_epochs
 
 # %% ../nbs/20_weights.ipynb #5b9c2f29
 def awd_sizes(learn) -> dict:
@@ -323,8 +324,9 @@ def _choose_english(tokens, n_directions, minutes, speed, epochs):
 def _kept_choice(memo, asked, choose):
     "The answer in the file `memo` where it was `asked` the same, else what `choose` answers now"
     file = memo and Path(memo)
-    kept = json.loads(file.read_text(encoding='utf-8')) if file and file.exists() else {}
-    if kept.get('asked')==asked: return kept['answer']
+    try: kept = json.loads(file.read_text(encoding='utf-8')) if file else {}
+    except (OSError,ValueError): kept = {} # there is none, or it is damaged: the question is asked anew
+    if isinstance(kept, dict) and kept.get('asked')==asked and len(kept.get('answer', ()))==2: return kept['answer']
     answer = choose()
     if file:
         make_dir(file.parent)
@@ -349,6 +351,7 @@ def choose_lm(
         hint = _packages.get(lang, '`ulmfit pretrain` makes them from any text')
         print(f"Starting from nothing: no weights for {lang} are installed. {hint}")
         return None
+    minutes  = check_numbers(minutes=minutes)['minutes']
     asked    = dict(tokens=[int(o) for o in tokens], n_directions=n_directions, minutes=minutes, epochs=list(epochs))
     name,why = _kept_choice(memo, asked, partial(_choose_english, tokens, n_directions, minutes, speed, epochs))
     print(f"Starting from {name}: {why}")

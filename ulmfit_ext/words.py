@@ -67,7 +67,8 @@ class BagOfWords:
     def logits(self,
         texts, # Strings, or a list of tokens for each text, as it was trained with
     ) -> torch.Tensor: # Shape (texts, classes)
-        "Outputs before softmax, or with `multi` before sigmoid"
+        "Outputs before softmax, or with `multi` before sigmoid. Raises `UlmfitError` for a single string"
+        if isinstance(texts, str): raise UlmfitError(f"Several texts are wanted, and this is one: write [text] (got {texts[:40]!r})")
         terms,counts,starts = _count(texts, self.lowercase, self.number)
         if not len(terms): return self.bias.repeat(len(starts)-1, 1)
         x = torch.from_numpy(_weigh(terms, counts, starts, self.idf.double().numpy())).float()
@@ -151,13 +152,25 @@ def _cross_validate(counts, targs, multi, most):
         if seen>=_enough: break
     return np.mean(res, 0) if res else None
 
-# %% ../nbs/24_words.ipynb #03ad3b69
+# %% ../nbs/24_words.ipynb #5d2e81a0
 def _targets(labels, classes, multi):
     "Ones and zeros, shape (texts, classes)"
     number,res = {c: i for i,c in enumerate(classes)},np.zeros((len(labels), len(classes)))
-    for i,o in enumerate(labels): res[i, [number[c] for c in (o if multi else [o])]] = 1
+    for i,o in enumerate(labels):
+        row = list(o) if multi else [o]
+        if new := [c for c in row if c not in number]:
+            raise UlmfitError(f"Text {i} has the label {new[0]!r}, and the classes are {listing(classes, 20)}: give all classes, or leave it out")
+        res[i, [number[c] for c in row]] = 1
     return res
 
+def _found_classes(labels, multi):
+    "The classes of `labels`, sorted"
+    found = {c for o in labels for c in (o if multi else [o])}
+    if any(c is None or c!=c for c in found): raise UlmfitError("Some texts have no label: leave them out")
+    if not found: raise UlmfitError("No text has a label, so there are no classes: give some, or `classes`")
+    return sorted(found)
+
+# %% ../nbs/24_words.ipynb #03ad3b69
 def _choose(texts, targs, multi, most):
     "Terms and counts, capitals made small or not, `C` and its accuracy when cross-validated"
     from scipy.sparse import csr_matrix
@@ -180,11 +193,12 @@ def fit(cls:BagOfWords,
     multi:bool=False, # Can a text have several labels?
     max_terms:int=100_000, # Keep so many terms at most, and with many classes fewer: 4 million coefficients; None: all
 ) -> BagOfWords:
-    "Train. Raises `UlmfitError` where there is no text"
+    "Train. Raises `UlmfitError` where there is no text, or labels do not go with texts and classes"
     from threadpoolctl import threadpool_limits
     texts,labels = list(texts),list(labels)
     if not texts: raise UlmfitError("There are no texts to count words in: give labelled texts")
-    if classes is None: classes = sorted({c for o in labels for c in (o if multi else [o])})
+    if len(texts)!=len(labels): raise UlmfitError(f"There are {len(texts):,} texts and {len(labels):,} labels: give a label for each text")
+    if classes is None: classes = _found_classes(labels, multi)
     classes = [c.item() if hasattr(c, 'item') else c for c in classes] # a number of NumPy
     targs = _targets(labels, classes, multi)
     most  = max_terms and min(max_terms, 4_000_000//len(classes))

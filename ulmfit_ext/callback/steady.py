@@ -8,6 +8,7 @@ __all__ = ['KeepBest', 'fit_steadily']
 # %% ../../nbs/08_callback.steady.ipynb #44b20dca
 from fastai.basics import *
 from fastai.callback.progress import *
+from ..core import UlmfitError
 from .groups import is_fitting
 
 # %% ../../nbs/08_callback.steady.ipynb #d101aa12
@@ -63,6 +64,7 @@ class _Watch(KeepBest):
 
     def after_validate(self):
         if not is_fitting(self.learn): return
+        if self.recorder.loss.value is None: return # another callback has cancelled the validation
         loss,train_loss = float(self.recorder.loss.value),float(self.recorder.smooth_loss.value)
         falls    = loss < min(self.best_loss, self.before)
         by_heart = self.best_loss<=self.ceiling and train_loss<=self.ceiling
@@ -81,12 +83,12 @@ class _Beginning:
     "What a training of `learn` begins with: its weights, and the random numbers that follow"
     def __init__(self, learn):
         self.weights,self.random = _copy_weights(learn),get_random_states()
-        self.rngs = [dl.rng.getstate() for dl in learn.dls.loaders]
+        self.rngs = [(dl,dl.rng.getstate()) for dl in learn.dls.loaders if hasattr(dl, 'rng')] # PyTorch's own have none
     def restore(self, learn):
         learn.model.load_state_dict(self.weights)
         learn.opt = None # the next fit makes one
         set_random_states(**self.random)
-        for dl,state in zip(learn.dls.loaders, self.rngs): dl.rng.setstate(state)
+        for dl,state in self.rngs: dl.rng.setstate(state)
 
 def _third(lr):
     "A third of a rate: of a number, a `slice` or one a group"
@@ -94,6 +96,7 @@ def _third(lr):
     return lr/3 if isinstance(lr, (int,float)) else np.array(lr)/3
 
 def _shown(lr): return f'{lr:.2g}' if isinstance(lr, (int,float)) else str(lr)
+def _shown_loss(loss): return f'{loss:.2f}' if loss<1e4 else f'{loss:.1e}'
 
 # %% ../../nbs/08_callback.steady.ipynb #5b3ec4a1
 def fit_steadily(
@@ -104,13 +107,19 @@ def fit_steadily(
     patience:int=None, # End a fit after so many epochs in a row that were no better than the best; None: never
     tries:int=6, # Fits at most, each at a third of the rate of the one before
 ) -> dict: # `lr_max`, `epochs`, `best_epoch` (from 1; 0: before the first), `valid_loss`, `loss_before`
-    "Train with `fit`, again at a lower rate if the model collapses, and keep the best weights. Warns if all tries collapse"
+    """Train with `fit`, again at a lower rate if the model collapses, and keep the best weights. Warns if all tries collapse.
+
+    Raises `UlmfitError` where the validation loss is no number before training."""
+    if tries<1: raise UlmfitError(f"tries is {tries}: there is one fit at least")
     begin = _Beginning(learn)
     with learn.no_bar(): before = learn.validate()[0]
     begin.restore(learn)
     if before is None:
         fit(lr_max, [])
         return dict(lr_max=lr_max, epochs=learn.n_epoch, best_epoch=None, valid_loss=None, loss_before=None)
+    if not math.isfinite(before):
+        raise UlmfitError(f"The validation loss is {before} before any training, so no rate can be to blame: "
+                          "look for weights or targets that are no numbers")
     ceiling,stuck_at = min(before, ceiling),math.inf
     best,weights = dict(lr_max=lr_max, epochs=0, best_epoch=0, valid_loss=before, loss_before=before),begin.weights
     for left in reversed(range(tries)):
@@ -122,8 +131,8 @@ def fit_steadily(
         is_stuck = not watch.collapsed and watch.best_loss>ceiling and len(learn.recorder.losses)>=100
         if not (watch.collapsed or is_stuck): break
         epoch,loss = watch.collapsed or (watch.at,watch.best_loss)
-        failed = (f"A peak rate of {_shown(lr_max)} is too high: after epoch {epoch} the validation loss is {loss:.2f}, "
-                  f"and {ceiling:.2f} takes no learning")
+        failed = (f"A peak rate of {_shown(lr_max)} is too high: after epoch {epoch} the validation loss is {_shown_loss(loss)}, "
+                  f"and {_shown_loss(ceiling)} takes no learning")
         if not left or is_stuck and loss>=stuck_at: break
         if is_stuck: stuck_at = loss
         lr_max = _third(lr_max)
