@@ -159,7 +159,6 @@ def _from_disk(self:ULMFiT, kind, side, settings, read):
         except UlmfitError as e: warn(f'{e}. It is trained again')
     why = why_again(settings)
     print(f"{what}, {_ways[side]}{': '+why if why else ''}")
-    self.plan.tell()
 
 @patch
 def _to_disk(self:ULMFiT, kind, side, settings, learn, write):

@@ -25,6 +25,8 @@ class Job:
     kind:str # What the estimate calls it, such as 'classifiers'
     tokens:float # Tokens of an epoch
     costs:list # Operations for a token, in each epoch
+    valid:float=0. # Operations of the validation after an epoch
+    least:int=1 # Epochs that it has to have
     limit:float=math.inf # Seconds that it still may take
     done:float=0. # Epochs that are done
 
@@ -32,7 +34,7 @@ class Job:
     def left(self):
         "Operations still to be done"
         i = int(self.done)
-        return self.tokens*(sum(self.costs[i:]) - (self.done-i)*sum(self.costs[i:i+1]))
+        return self.tokens*(sum(self.costs[i:]) - (self.done-i)*sum(self.costs[i:i+1])) + self.valid*(len(self.costs)-i)
 
 # %% ../nbs/39_progress.ipynb #ce58a879
 min_steps = 10 # before a speed is believed
@@ -57,9 +59,9 @@ class Plan:
         return math.inf if self.minutes is None else 60*self.minutes - self.spent
     def __repr__(self): return f"Plan ({self.spent/60:.1f} minutes spent): {self.estimate() or 'nothing measured yet'}"
 
-    def add(self, name, kind, tokens, costs):
+    def add(self, name, kind, tokens, costs, *args):
         "Add a job, or replace the one of that name"
-        self.jobs[name] = Job(kind, tokens, list(costs))
+        self.jobs[name] = Job(kind, tokens, list(costs), *args)
         return self.jobs[name]
     def drop(self, start):
         "Forget the jobs whose names begin with `start`; what they measured remains"
@@ -191,6 +193,7 @@ class CountWork(Callback):
         for cb in self.learn.cbs:
             if isinstance(cb, ProgressCallback): cb.run = False # until the end of this fit
         if self.logged is noop: return
+        self.plan.tell()
         self.widths = [max(len(o), 6) for o in self.recorder.metric_names]
         self.learn.logger = self.print_row
         self.print_row(self.recorder.metric_names)
@@ -201,10 +204,13 @@ class CountWork(Callback):
         print('  '.join(f'{o:<{w}}' for o,w in zip(row, self.widths)).rstrip())
 
     def after_batch(self):
-        if not (self.training and is_fitting(self.learn)): return
-        cost,now = self.job.costs[min(self.epoch, len(self.job.costs)-1)],time.time()
-        self.job.done = min(self.epoch + (self.iter+1)/self.n_iter, len(self.job.costs))
-        self.plan.count(self.job, self.xb[0].numel()*cost, now-self.at)
+        if not is_fitting(self.learn): return
+        job,now = self.job,time.time()
+        if self.training:
+            ops = self.xb[0].numel()*job.costs[min(self.epoch, len(job.costs)-1)]
+            job.done = min(self.epoch + (self.iter+1)/self.n_iter, len(job.costs))
+        else: ops = job.valid/self.n_iter
+        self.plan.count(job, ops, now-self.at)
         self.at = now
 
     def after_fit(self):
@@ -226,7 +232,7 @@ def classifier_share(self:Plan) -> float: # Seconds
     need = self.seconds('classifiers', limited=False)
     if need<=most: return need
     epoch = need/len(jobs[0].costs) # of all classifiers
-    share = max(1, int(most/epoch))*epoch
+    share = max(jobs[0].least, int(most/epoch))*epoch
     for o in jobs: o.limit = share/len(jobs)
     return share
 
@@ -254,7 +260,7 @@ def fit_epochs(self:Plan,
     jobs = [o for o in self.jobs.values() if o.kind==job.kind and o.left]
     for o in jobs: o.limit = max(self.time_left, 0)/len(jobs)
     epoch = job.left/n_epoch/self.speed(job.kind)
-    n = min(n_epoch, max(1, round(job.limit/epoch)))
+    n = min(n_epoch, max(job.least, round(job.limit/epoch)))
     if n<n_epoch: print(f"There is time for {n} of {n_epoch} epochs")
     job.costs = job.costs[:n]
     return n
@@ -283,8 +289,9 @@ def add_lms(self:Plan,
 ):
     "Add the language models"
     n_tokens = len(dls.ids) - _n_tokens(dls, dls.valid_idx)
-    costs = [token_cost(sizes, len(dls.vocab))]*ifnone(n_epoch, lm_epochs(n_tokens))
-    for side in sides: self.add(f'lm {side}', 'language models', n_tokens, costs)
+    cost,n_epoch = token_cost(sizes, len(dls.vocab)),ifnone(n_epoch, lm_epochs(n_tokens))
+    valid = _n_tokens(dls, dls.valid_idx)*cost/3 # no gradients
+    for side in sides: self.add(f'lm {side}', 'language models', n_tokens, [cost]*n_epoch, valid)
 
 @patch
 def add_classifiers(self:Plan,
@@ -299,13 +306,14 @@ def add_classifiers(self:Plan,
     for o in ('trial','classifier'): self.drop(o)
     if dls.classes is None: return
     cost,n_groups = token_cost(sizes),sizes['n_layers']+2
-    def _add(name, kind, recipe, rows):
+    def _add(name, kind, recipe, rows, valid):
         n = ifnone(n_epoch, epochs_for(len(rows)))
-        self.add(name, kind, _n_tokens(dls, rows), recipe_costs(recipe, cost, n, n_groups))
+        least = min(n, (n_groups-1)*recipe.epochs_per_stage+1) if recipe.gradual else 1
+        self.add(name, kind, _n_tokens(dls, rows), recipe_costs(recipe, cost, n, n_groups), _n_tokens(dls, valid)*cost/3, least)
     splits = trial_splits(dls.train_idx, dls.valid_idx, dls.y, seed) if recipe=='auto' else []
-    for i,(o,(train,_)) in enumerate(itertools.product(recipes.values(), splits)): _add(f'trial {i}', 'trials', o, train)
+    for i,(o,rows) in enumerate(itertools.product(recipes.values(), splits)): _add(f'trial {i}', 'trials', o, *rows)
     if isinstance(recipe, str): recipe = recipes.get(recipe, recipes['together'])
-    for side in sides: _add(f'classifier {side}', 'classifiers', recipe, dls.train_idx)
+    for side in sides: _add(f'classifier {side}', 'classifiers', recipe, dls.train_idx, dls.valid_idx)
 
 # %% ../nbs/39_progress.ipynb #48f6a0fa
 def table_epochs(
