@@ -70,7 +70,7 @@ class ULMFiT:
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
         self.bag = None # the third voice
-        self.plan,self.coming = Plan(minutes, cache(training_speed)),{} # `coming`: arguments of `fit_classifier`, if known
+        self.plan,self.coming = Plan(minutes, cache(self._guess_speed)),{} # `coming`: arguments of `fit_classifier`, if known
         data = dict(data_sha256=_data_sha256(dls), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
         weights = {s: dict(pretrained_sha256=fingerprint(pretrained, s=='bwd'), sizes=lm_size(config)) for s in self.sides}
         if minutes is not None: data['run_minutes'] = minutes
@@ -159,7 +159,6 @@ def _from_disk(self:ULMFiT, kind, side, settings, read):
         except UlmfitError as e: warn(f'{e}. It is trained again')
     why = why_again(settings)
     print(f"{what}, {_ways[side]}{': '+why if why else ''}")
-    self.plan.tell()
 
 @patch
 def _to_disk(self:ULMFiT, kind, side, settings, learn, write):
@@ -329,6 +328,14 @@ def _plan_classifiers(self:ULMFiT, n_epoch=None, lr_max=None, factor=None, epoch
     "Put classifiers, and trials if they will be made, into the plan"
     if any(o is not None for o in (lr_max,factor,epochs_per_stage)): recipe = 'gradual'
     self.plan.add_classifiers(self.dls, self._sizes(), self.sides, n_epoch, recipe, self.seed or 0)
+
+@patch
+def _guess_speed(self:ULMFiT, kind):
+    "Operations a second, before anything was trained"
+    if kind=='language models': return training_speed()
+    learn = self._new_classifier(self.sides[0])
+    learn.unfreeze()
+    return time_steps(learn, token_cost(self._sizes()), 0.6*self.minutes, _all_cbs(learn, None, self.coming.get('bf16')))
 
 @patch
 def fit(self:ULMFiT,
