@@ -94,9 +94,10 @@ def fit_mixture(
 
     Raises `UlmfitError` where a voice answers with no numbers, or not as many texts as there are targets"""
     for name,o in outs.items():
-        if len(o)!=len(targs): raise UlmfitError(f"There are outputs of {len(o):,} texts ({name}) and targets of {len(targs):,}: give the same texts")
-        bad = int((~o.isfinite()).any(-1).sum())
-        if bad: raise UlmfitError(f"The outputs of {bad:,} of {len(o):,} texts ({name}) are no numbers: train this voice again, at a lower rate")
+        if len(o)!=len(targs):
+            raise UlmfitError(f"There are outputs of {len(o):,} texts ({name}) and targets of {len(targs):,}: give the same texts")
+        if bad := int((~o.isfinite()).any(-1).sum()):
+            raise UlmfitError(f"The outputs of {bad:,} of {len(o):,} texts ({name}) are no numbers: train it again, at a lower rate")
     if len(targs)<_fewest or len(outs)<2: return equal_mixture(outs)
     with torch.inference_mode(False), torch.enable_grad():
         targs = torch.as_tensor(targs).as_subclass(torch.Tensor).to(torch.float64 if multi else torch.long, copy=True)

@@ -92,7 +92,8 @@ def try_recipes(
         for train,valid in splits:
             learn = new_learner(train, valid)
             with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, n_epoch, wd, cbs(learn) if cbs else None)
-            best = min(learn.recorder.values, key=lambda o: o[1] if math.isfinite(o[1]) else math.inf) # of the epoch whose weights were kept
+            def _loss(o): return o[1] if math.isfinite(o[1]) else math.inf
+            best = min(learn.recorder.values, key=_loss) # of the epoch whose weights were kept
             rows.append(dict(recipe=name, **dict(zip(learn.recorder.metric_names[1:-1], map(float, best)))))
             del learn
             gc.collect() # a learner and its callbacks hold each other, and hundreds of megabytes

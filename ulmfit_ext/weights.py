@@ -189,7 +189,7 @@ def lm_folder(
     backwards:bool=False, # Which direction?
 ) -> Path: # The folder, or file, of that path
     "Where the files of a language model are; those of a name may be downloaded. Raises `UlmfitError` for an unknown name"
-    name,path = str(pretrained),Path(pretrained).expanduser()
+    name,path = str(pretrained),as_path(pretrained, 'pretrained')
     if name in named_lms: return named_lms[name](backwards)
     if path.name!=name or _holds_lm(path): return path # a path, not a mere name
     entry = installed_lms().get(name)

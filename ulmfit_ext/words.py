@@ -159,7 +159,8 @@ def _targets(labels, classes, multi):
     for i,o in enumerate(labels):
         row = list(o) if multi else [o]
         if new := [c for c in row if c not in number]:
-            raise UlmfitError(f"Text {i} has the label {new[0]!r}, and the classes are {listing(classes, 20)}: give all classes, or leave it out")
+            raise UlmfitError(f"Text {i} has the label {new[0]!r}, and the classes are {listing(classes, 20)}: "
+                              "give all classes, or leave it out")
         res[i, [number[c] for c in row]] = 1
     return res
 
@@ -228,7 +229,7 @@ def learning_curve(
     classes:list=None, # As for `BagOfWords.fit`
     multi:bool=False, # Can a text have several labels?
     seed:int=0, # Which texts come first
-) -> dict: # Cross-validated share of right answers, by the share of the labels: 0.25, 0.5 and 1; without those that are too few, empty for more than 5,000
+) -> dict: # Cross-validated share of right answers by share of the labels: 0.25, 0.5, 1; without those that are too few; empty above 5,000
     "How often counting words is right with some of the labels, and with all"
     texts,labels = list(texts),list(labels)
     if len(texts)>5000: return {} # that would take minutes
