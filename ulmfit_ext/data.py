@@ -7,6 +7,7 @@ __all__ = ['UlmfitDls', 'lm_streams', 'lm_epochs', 'ulmfit_dls']
 
 # %% ../nbs/15_data.ipynb #4f7ebd16
 from fastai.text.all import *
+import hashlib
 from functools import cached_property
 from .core import *
 from .text.tables import *
@@ -92,6 +93,22 @@ def with_split(self:UlmfitDls,
     for o in ('lm_fwd','lm_bwd','clas_fwd','clas_bwd'): vars(res).pop(o, None) # made from the old split
     res.train_idx,res.valid_idx = np.sort(np.asarray(train_idx)),np.sort(np.asarray(valid_idx))
     return res
+
+# %% ../nbs/15_data.ipynb #68ba9683
+@patch
+def sha256(self:UlmfitDls) -> str: # 64 hexadecimal digits
+    "The SHA-256 of what is learned from: tokens, vocabulary, split and labels"
+    h = hashlib.sha256()
+    for o in (self.ids, self.offs, np.asarray(self.valid_idx)): h.update(o.tobytes())
+    h.update(json.dumps([self.vocab, self.y, self.classes], default=str).encode())
+    return h.hexdigest()
+
+@patch
+def tokens(self:UlmfitDls,
+    rows, # Their numbers
+) -> list: # A list of tokens for each
+    "The tokens of the texts in `rows`"
+    return [[self.vocab[j] for j in self.ids[self.offs[i]:self.offs[i+1]].tolist()] for i in rows]
 
 # %% ../nbs/15_data.ipynb #4be38868
 def lm_streams(

@@ -7,7 +7,7 @@ __all__ = ['ULMFiT']
 
 # %% ../nbs/40_pipeline.ipynb #d596c06e
 from fastai.text.all import *
-import hashlib,time
+import time
 from dataclasses import asdict,replace
 from functools import cache
 from .callback.unfreeze import *
@@ -39,13 +39,6 @@ def _check(directions, config):
     if directions not in list(_sides): raise UlmfitError(f"directions is {directions!r}: 'both', 'fwd' or 'bwd'")
     lm_size(config)
 
-def _data_sha256(dls):
-    "The SHA-256 of what is learned from: tokens, vocabulary, split and labels"
-    h = hashlib.sha256()
-    for o in (dls.ids, dls.offs, np.asarray(dls.valid_idx)): h.update(o.tobytes())
-    h.update(json.dumps([dls.vocab, dls.y, dls.classes], default=str).encode())
-    return h.hexdigest()
-
 def _dropouts(config): return {k: p for k,p in config.items() if k.endswith('_p')}
 
 # %% ../nbs/40_pipeline.ipynb #934c3abe
@@ -71,7 +64,7 @@ class ULMFiT:
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
         self.bag = None # the third voice
         self.plan,self.coming = Plan(minutes, cache(self._guess_speed)),{} # `coming`: arguments of `fit_classifier`, if known
-        data = dict(data_sha256=_data_sha256(dls), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
+        data = dict(data_sha256=dls.sha256(), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
         weights = {s: dict(pretrained_sha256=fingerprint(pretrained, s=='bwd'), sizes=lm_size(config)) for s in self.sides}
         if minutes is not None: data['run_minutes'] = minutes
         self.inputs = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # settings that all stages share
@@ -369,20 +362,16 @@ def _warn_of_lm(self:ULMFiT, side):
 
 # %% ../nbs/40_pipeline.ipynb #14a55a56
 @patch
-def _tokens(self:ULMFiT, rows):
-    "The tokens of the texts in `rows`"
-    dls = self.dls
-    return [[dls.vocab[j] for j in dls.ids[dls.offs[i]:dls.offs[i+1]].tolist()] for i in rows]
-
-@patch
 def _fit_words(self:ULMFiT):
     "Count the words of the training texts, or read what was counted"
-    folder,dls,settings = self.path/'words',self.dls,plain_settings(data_sha256=_data_sha256(self.dls))
+    folder,dls,settings = self.path/'words',self.dls,plain_settings(data_sha256=self.dls.sha256())
     path = find_piece(folder, 'words', settings)
     if path is not None:
         try: return BagOfWords.load(path)
         except UlmfitError as e: warn(f'{e}. They are counted again')
-    bag = BagOfWords.fit(self._tokens(dls.train_idx), [dls.y[i] for i in dls.train_idx], dls.classes, dls.multi)
+    train = dls.tokens(dls.train_idx),[dls.y[i] for i in dls.train_idx],dls.classes,dls.multi
+    bag = BagOfWords.fit(*train)
+    bag.choices['doubling'] = next_doubling(learning_curve(*train))
     save_piece(folder, 'words', settings, bag.save)
     return bag
 
@@ -396,7 +385,7 @@ def count_words(self:ULMFiT) -> BagOfWords: # None with `words=False`, or where 
     accuracy,where = self.bag.choices['cv_accuracy'],'the training texts, cross-validated'
     if n := len(dls.valid_idx):
         targs = label_targets([dls.y[i] for i in dls.valid_idx], dls.classes, dls.multi)
-        accuracy = shares_right(dict(words=self.bag.logits(self._tokens(dls.valid_idx))), targs, dls.multi)['words']
+        accuracy = shares_right(dict(words=self.bag.logits(dls.tokens(dls.valid_idx))), targs, dls.multi)['words']
         where = f'{n:,} validation texts'
     if accuracy is not None: print(f'Counting words: accuracy {accuracy:.2f} on {where}')
     return self.bag
@@ -411,6 +400,7 @@ def _weigh_voices(self:ULMFiT):
     shares = shares_right(together(said.outs, ens.weigh(said).mixture, ens.multi), said.targs, ens.multi)
     counts = ', '.join(f'{k} {w:.2f}' for k,w in ens.mixture.weights.items())
     print(f'{n:,} validation texts: {verdict(shares)} Weights: {counts}')
+    if doubling := ens.words.choices.get('doubling'): print(doubling)
 
 # %% ../nbs/40_pipeline.ipynb #96334c94
 @patch(as_prop=True)
