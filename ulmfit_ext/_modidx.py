@@ -700,8 +700,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'ulmfit_ext/pipeline.py'),
                                      'ulmfit_ext.pipeline.ULMFiT._new_classifier': ( 'pipeline.html#ulmfit._new_classifier',
                                                                                      'ulmfit_ext/pipeline.py'),
-                                     'ulmfit_ext.pipeline.ULMFiT._plan_classifiers': ( 'pipeline.html#ulmfit._plan_classifiers',
-                                                                                       'ulmfit_ext/pipeline.py'),
                                      'ulmfit_ext.pipeline.ULMFiT._read_classifier': ( 'pipeline.html#ulmfit._read_classifier',
                                                                                       'ulmfit_ext/pipeline.py'),
                                      'ulmfit_ext.pipeline.ULMFiT._recipe': ('pipeline.html#ulmfit._recipe', 'ulmfit_ext/pipeline.py'),

@@ -185,7 +185,7 @@ def fit_lm(self:ULMFiT,
     settings = {s: training_settings(Learner.fit_stlr, ULMFiT.fit_lm, **{**fixed, **self.inputs[s], **how}) for s in self.sides}
     with self.plan.running():
         self.plan.add_lms(self.dls, self._sizes(), self.sides, n_epoch)
-        self._plan_classifiers(**self.coming)
+        self.plan.add_classifiers(self.dls, self._sizes(), self.sides, self.seed or 0, **self.coming)
         for side in self.sides:
             def _read(folder):
                 return lm_learner(self._dls('lm', side), self.config, drop_mult, folder, **{**kwargs, 'verbose':False})
@@ -234,9 +234,10 @@ def fit_classifier(self:ULMFiT,
         self.count_words()
         self.plan.drop('lm')
         rates = {k:v for k,v in numbers.items() if v is not None}
-        self._plan_classifiers(n_epoch, recipe='gradual' if rates else recipe)
+        plan = partial(self.plan.add_classifiers, self.dls, self._sizes(), self.sides, self.seed or 0, n_epoch)
+        plan(recipe, **rates)
         recipe = self._recipe(recipe, rates, common)
-        self._plan_classifiers(n_epoch, recipe=recipe)
+        plan(recipe)
         common['n_epoch'] = ifnone(n_epoch, epochs_for(len(self.dls.train_idx)))
         settings = {s: self._classifier_settings(s, **asdict(recipe), **common) for s in self.sides}
         for side in self.sides:
@@ -312,15 +313,7 @@ def _try_recipes(self:ULMFiT, side, splits, n_epoch, wd, bf16, cbs=None, **kwarg
 
 # %% ../nbs/40_pipeline.ipynb #af5ae3bf
 @patch
-def _sizes(self:ULMFiT):
-    "The sizes of the models"
-    return lm_size(self.config) if self.pretrained is None else load_lm(self.pretrained, self.sides[0]=='bwd')[2]
-
-@patch
-def _plan_classifiers(self:ULMFiT, n_epoch=None, lr_max=None, factor=None, epochs_per_stage=None, recipe='auto', **kwargs):
-    "Put classifiers, and trials if they will be made, into the plan"
-    if any(o is not None for o in (lr_max,factor,epochs_per_stage)): recipe = 'gradual'
-    self.plan.add_classifiers(self.dls, self._sizes(), self.sides, n_epoch, recipe, self.seed or 0)
+def _sizes(self:ULMFiT): return lm_size(self.config) if self.pretrained is None else load_lm(self.pretrained, self.sides[0]=='bwd')[2]
 
 @patch
 def _guess_speed(self:ULMFiT, kind):

@@ -324,13 +324,16 @@ def add_classifiers(self:Plan,
     dls:UlmfitDls, # What is read; without labels nothing is added
     sizes:dict, # Of the models: `emb_sz`, `n_hid`, `n_layers`
     sides, # Of 'fwd' and 'bwd'
+    seed:int=0, # Of the trials' splits
     n_epoch:int=None, # Epochs; None: `epochs_for` the number of texts
     recipe='auto', # A `Recipe`, or the name of one; 'auto': trials come first
-    seed:int=0, # Of the trials' splits
+    lr_max=None, factor=None, epochs_per_stage=None, # Where one of them is given, 'auto' is 'gradual'
+    **kwargs # Whatever else `ULMFiT.fit_classifier` takes
 ):
     "Add the classifiers, and the trials that come before them, in the place of those that were there"
     for o in ('trial','classifier'): self.drop(o)
     if dls.classes is None: return
+    if recipe=='auto' and any(o is not None for o in (lr_max,factor,epochs_per_stage)): recipe = 'gradual'
     cost,n_groups = token_cost(sizes),sizes['n_layers']+2
     def _add(name, kind, recipe, rows, valid):
         n = ifnone(n_epoch, epochs_for(len(rows)))
