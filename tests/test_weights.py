@@ -112,6 +112,7 @@ def test_they_are_what_an_english_classifier_starts_from(tmp_path, quiet, capsys
     monkeypatch.setattr('ulmfit_ext.weights.training_speed', lambda: 1e15)
     assert ULMFiT.from_df(df(), tmp_path/'base', bs=8, directions='fwd').pretrained=='base'
     vocab = load_lm('small')[1]
+    u = ULMFiT.from_df(df(), tmp_path/'a', 'small', bs=8, directions='fwd') # with time to train
     assert set(vocab)-{'xxfake'} <= set(u.dls.vocab), 'words that the texts lack are known all the same'
     u.fit_lm(1)
     assert re.search(r'100\.0% of the tokens .* of small', capsys.readouterr().out)
@@ -263,8 +264,8 @@ def test_the_german_package_is_complete(tmp_path):
 
 def test_which_to_take_is_a_matter_of_time(capsys):
     "With a speed made up: what is asked for decides, not the machine"
-    tokens = 100_000,50_000 # ten and eight epochs of them, in two directions; of more text fewer
-    once = training_minutes('base', (10**9,0), 1, 1e11)
+    tokens = 100_000,50_000 # ten and eight epochs of them, in two directions, where nothing else is said
+    once = training_minutes('base', (10**9,0), 1, 1e11, (1,3))
     test_close(once, 10**9*99.6e6/1e11/60, eps=once/10)
     minutes = {name: training_minutes(name, tokens, 2, 1e11) for name in ('base','small')}
     test_close(minutes['base'], 2*(10*100_000*99.6e6 + 8*50_000*53.5e6)/1e11/60, eps=1)
