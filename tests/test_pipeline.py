@@ -245,6 +245,9 @@ def test_recipe_is_tried_once_and_said(make, tmp_path, capsys):
     make().fit_classifier(1)
     said = capsys.readouterr().out
     assert 'Trying' not in said and 'Classifier on disk, forward' in said
+    (tmp_path/'u'/'recipe'/'fwd-1'/'trials.csv').write_text('')
+    make().fit_classifier(1)
+    assert 'Trying 2 recipes' in capsys.readouterr().out, 'a damaged table is made again'
     make().fit_classifier(1, 0.02) # a rate of the paper's recipe means that recipe
     assert 'Recipe' not in capsys.readouterr().out
     assert json.loads((tmp_path/'u'/'classifier'/'fwd-2'/'settings.json').read_text())['gradual']
@@ -270,9 +273,9 @@ def test_words_are_counted_first_and_weighed_last(spell, capsys):
     assert out.index('Counting words: accuracy ')<out.index('Classifier, forward') and 'on 30 validation texts' in out
     res = u.validate()
     assert list(res.index)==['words','forward','backward','both','all'] and res.accuracy['words']>.8
-    said = next(o for o in reversed(out.splitlines()) if '30 validation texts: ' in o)
+    said = next(o for o in reversed(out.splitlines()) if '30 validation texts, ' in o)
     assert 'labels may bring' in out.splitlines()[-1]
-    assert said.startswith('30 validation texts: ') and f"counting words alone {'is right ' if res.accuracy['words']>res.accuracy['all'] else ''}in {res.accuracy['words']*100:.1f} %" in said.replace('Counting','counting')
+    assert said.startswith('30 validation texts, which chose the weights too: ') and f"counting words alone {'is right ' if res.accuracy['words']>res.accuracy['all'] else ''}in {res.accuracy['words']*100:.1f} %" in said.replace('Counting','counting')
     weights = u.ensemble.mixture.weights
     assert all(f'{k} {w:.2f}' in said for k,w in weights.items()) and weights['words']>=max(weights.values())-1e-6, 'the classifiers have hardly learned'
     assert u.bag.predict([['xxbos','good']])==['pos']

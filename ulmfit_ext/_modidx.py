@@ -827,6 +827,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ulmfit_ext.recipe.batch_size': ('recipe.html#batch_size', 'ulmfit_ext/recipe.py'),
                                    'ulmfit_ext.recipe.epochs_for': ('recipe.html#epochs_for', 'ulmfit_ext/recipe.py'),
                                    'ulmfit_ext.recipe.fit_recipe': ('recipe.html#fit_recipe', 'ulmfit_ext/recipe.py'),
+                                   'ulmfit_ext.recipe.read_trials': ('recipe.html#read_trials', 'ulmfit_ext/recipe.py'),
                                    'ulmfit_ext.recipe.trial_splits': ('recipe.html#trial_splits', 'ulmfit_ext/recipe.py'),
                                    'ulmfit_ext.recipe.try_recipes': ('recipe.html#try_recipes', 'ulmfit_ext/recipe.py')},
             'ulmfit_ext.report': { 'ulmfit_ext.report.baseline_scores': ('report.html#baseline_scores', 'ulmfit_ext/report.py'),

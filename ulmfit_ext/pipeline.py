@@ -157,6 +157,7 @@ def _from_disk(self:ULMFiT, kind, side, settings, read):
 def _to_disk(self:ULMFiT, kind, side, settings, learn, write):
     "Save what `write` writes to a folder as the piece with `settings`, and a loss curve beside it"
     save_piece(self.path/kind, side, settings, write)
+    if not learn.recorder.losses: return # there was no time for a step
     save_figure(loss_curve(learn), self.path/f'{kind}_{side}.png')
 
 # %% ../nbs/40_pipeline.ipynb #d2f046de
@@ -179,6 +180,7 @@ def fit_lm(self:ULMFiT,
 
     It reads the training texts and those without labels; the validation texts measure it. The best epoch's weights are kept."""
     self._can_train()
+    n_epoch = check_numbers(n_epoch=n_epoch)['n_epoch']
     how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, cbs=cbs,
                patience=patience, **kwargs)
     fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_lm_config))
@@ -293,11 +295,11 @@ def _best_recipe(self:ULMFiT, common):
     splits = trial_splits(dls.train_idx, dls.valid_idx, dls.y, self.seed or 0)
     settings = self._classifier_settings(side, recipes={k: asdict(o) for k,o in recipes.items()}, **common)
     path = find_piece(self.path/'recipe', side, settings)
-    if path is None:
+    table = path and read_trials(path/'trials.csv')
+    if table is None:
         untried = pd.DataFrame(dict(recipe=['together'], valid_loss=[math.nan])).set_index('recipe')
         table = self._try_recipes(side, splits, **common) if self.plan.has_time_for_trials() else untried
-        path = save_piece(self.path/'recipe', side, settings, lambda folder: table.to_csv(folder/'trials.csv'))
-    table = pd.read_csv(path/'trials.csv', index_col='recipe')
+        save_piece(self.path/'recipe', side, settings, lambda folder: table.to_csv(folder/'trials.csv'))
     if len(table)==1: print(f'Recipe: {table.index[0]}, as there is no time for trials')
     else: print('Recipe: ' + ', '.join(f"{o.Index} (loss {o.valid_loss:.3f})" for o in table.itertuples()) + '; the first is taken')
     return table.index[0]
@@ -307,7 +309,7 @@ def _try_recipes(self:ULMFiT, side, splits, n_epoch, wd, bf16, cbs=None, **kwarg
     print(f"Trying {len(recipes)} recipes on {len(splits)} split{'s' if len(splits)>1 else ''} of the labelled texts")
     self.plan.tell()
     jobs = iter([o for o in self.plan.jobs.values() if o.kind=='trials'])
-    def _cbs(learn): return _all_cbs(learn, cbs, bf16, CountWork(self.plan, next(jobs)))
+    def _cbs(learn): return _all_cbs(learn, None, bf16, CountWork(self.plan, next(jobs))) # not the user's
     def _new(train, valid): return self._new_classifier(side, data=self.dls.with_split(train, valid), **kwargs)
     return try_recipes(_new, splits, recipes, n_epoch, wd, _cbs)
 
@@ -375,7 +377,7 @@ def count_words(self:ULMFiT) -> BagOfWords: # None with `words=False`, or where 
     dls = self.dls
     if not self.words or dls.classes is None: return
     if self.bag is None: self.bag = self._fit_words()
-    accuracy,where = self.bag.choices['cv_accuracy'],'the training texts, cross-validated'
+    accuracy,where = self.bag.choices.get('cv_accuracy'),'the training texts, cross-validated'
     if n := len(dls.valid_idx):
         targs = label_targets([dls.y[i] for i in dls.valid_idx], dls.classes, dls.multi)
         accuracy = shares_right(dict(words=self.bag.logits(dls.tokens(dls.valid_idx))), targs, dls.multi)['words']
@@ -392,7 +394,7 @@ def _weigh_voices(self:ULMFiT):
     said   = ens.answers()
     shares = shares_right(together(said.outs, ens.weigh(said).mixture, ens.multi), said.targs, ens.multi)
     counts = ', '.join(f'{k} {w:.2f}' for k,w in ens.mixture.weights.items())
-    print(f'{n:,} validation texts: {verdict(shares)} Weights: {counts}')
+    print(f'{n:,} validation texts, which chose the weights too: {verdict(shares)} Weights: {counts}')
     if doubling := ens.words.choices.get('doubling'): print(doubling)
 
 # %% ../nbs/40_pipeline.ipynb #96334c94

@@ -134,7 +134,7 @@ class _NotebookBar:
 def _new_bar():
     "What shows progress here; None where nothing can, as in a file"
     if IN_NOTEBOOK: return _NotebookBar()
-    if sys.stdout.isatty(): return _TerminalBar()
+    if sys.stdout and sys.stdout.isatty(): return _TerminalBar() # a program without a console has none
 
 # %% ../nbs/39_progress.ipynb #5474c857
 @patch
