@@ -276,6 +276,7 @@ def has_time_for_trials(self:Plan) -> bool:
     "Do trials and classifiers fit into the time that is left? What is lacking may be a tenth"
     return self.minutes is None or self.seconds('trials', 'classifiers', limited=False) <= 1.1*self.time_left
 
+# %% ../nbs/39_progress.ipynb #6cebd3da
 @patch
 def fit_epochs(self:Plan,
     job:Job, # A classifier
@@ -283,10 +284,13 @@ def fit_epochs(self:Plan,
     "How many epochs of a classifier there is time for, with as much for those that follow; `job` has no more of them afterwards"
     n_epoch = len(job.costs)
     if self.minutes is None: return n_epoch
-    jobs = [o for o in self.jobs.values() if o.kind==job.kind and o.left]
+    same = [o for o in self.jobs.values() if o.kind==job.kind]
+    jobs = [o for o in same if o.left]
     for o in jobs: o.limit = max(self.time_left, 0)/len(jobs)
     epoch = job.left/n_epoch/self.speed(job.kind)
-    n = min(n_epoch, max(job.least, round(job.limit/epoch)))
+    n,more = round(job.limit/epoch),round((self.time_left/len(jobs) + 6*self.minutes)/epoch) # a tenth of the run more
+    n = max([n] + [min(len(o.costs), more) for o in same if not o.left]) # directions are trained alike
+    n = min(n_epoch, max(job.least, n))
     if n<n_epoch: print(f"There is time for {n} of {n_epoch} epochs")
     job.costs = job.costs[:n]
     return n
