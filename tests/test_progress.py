@@ -73,6 +73,11 @@ def test_minutes_given_by_hand_are_those_of_each_direction(make, clock):
     u = make(minutes=100).fit_lm(minutes=.4)
     assert [len(o.recorder.losses) for o in u.lms.values()]==pytest.approx([24,24], abs=3)
 
+def test_hardly_any_time(make, clock):
+    "A few steps of each are trained all the same"
+    u = make(minutes=.01).fit()
+    assert all(o.recorder.losses for o in [*u.lms.values(), *u.learns.values()])
+
 def test_no_language_model_leaves_the_time_to_the_classifier(make, clock):
     u = make(minutes=10).fit(dict(n_epoch=0), dict(n_epoch=10, recipe='together'))
     assert not u.lms and [len(o.recorder.values) for o in u.learns.values()]==[10,10]

@@ -240,8 +240,7 @@ def time_steps(
     cbs=None, # More callbacks
 ) -> float: # Operations a second
     "How fast a learner trains, measured on ten steps of it"
-    plan = Plan()
-    job = plan.add('', '', 1, [cost])
+    plan,job = Plan(),Job('', 0, [cost]) # with nothing left to tell of
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[CountWork(plan, job), _Few(seconds), *L(cbs)])
     steps,ops,took = plan.measured['']
     return ops/max(took, 1e-6)
@@ -267,7 +266,7 @@ def lm_minutes(self:Plan) -> float: # None where the run has no limit
     "Minutes for the next language model; as many for each that follows"
     if self.minutes is None: return None
     jobs  = [o for o in self.jobs.values() if o.kind=='language models' and o.left]
-    limit = max(self.time_left-self.classifier_share(), 0.6*self.minutes)/len(jobs) # a hundredth of the run at least
+    limit = max((self.time_left-self.classifier_share())/len(jobs), 0.6*self.minutes/len(jobs), 3.) # for some steps at least
     for o in jobs: o.limit = limit
     return limit/60
 
