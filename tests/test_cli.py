@@ -225,7 +225,7 @@ def test_pieces_of_words(home, tmp_path):
 
 def test_english_starts_from_weights_that_there_is_time_for(home, tmp_path):
     line = 'train {} --out {} --lm-epochs 1 --epochs 1 --bs 16 --directions fwd'
-    out = run(line+' --minutes 0.02', home/'reviews.csv', tmp_path/'a').stdout
+    out = run(line.replace('--lm-epochs 1', '--lm-epochs 100')+' --minutes 0.02', home/'reviews.csv', tmp_path/'a').stdout
     assert 'Starting from small: base would need about' in out and 'vocabulary of small' in out
     assert 'vocabulary of small' in run(line+' --bf16 --pretrained small', home/'reviews.csv', tmp_path/'a').stdout
     assert 'vocabulary of' not in run(line+' --pretrained none', home/'reviews.csv', tmp_path/'b').stdout
@@ -237,10 +237,16 @@ def test_unlabelled_and_minutes(home, tmp_path):
     more = tmp_path/'more.txt'
     more.write_text('\n'.join(reviews(30, 3).text))
     out = run(small+' --out {} --unlabelled {} --minutes 0.02', home/'reviews.csv', tmp_path/'a', more).stdout
-    assert '30 unlabelled' in out
+    assert '30 unlabelled' in out and re.search(r'^[\d.]+ of 0.02 minutes were used$', out, re.M)
     (tmp_path/'folder').mkdir()
     (tmp_path/'folder'/'one.txt').write_text(more.read_text())
     assert '1 unlabelled' in run(small+' --out {} --unlabelled {}', home/'reviews.csv', tmp_path/'b', tmp_path/'folder').stdout
+
+def test_a_run_is_told_in_plain_lines(home, tmp_path):
+    "An estimate at the start of each stage, the losses of each epoch, and how long it took"
+    out = run(small.replace('--lm-epochs 1', '--lm-epochs 12')+' --out {}', home/'reviews.csv', tmp_path/'a').stdout
+    assert out.count('less than a minute left')>=4 and re.search(r'It took \d+\.\d minutes\. Next:', out)
+    assert re.search(r'^epoch +train_loss +valid_loss +accuracy +time\n0 ', out.replace('less than a minute left\n', ''), re.M), out
 
 def test_demo(monkeypatch, tmp_path):
     "`demo` hands its options on"

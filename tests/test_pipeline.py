@@ -318,3 +318,13 @@ def test_words_of_several_labels(tmp_path, capsys):
 def test_words_without_labels(df, tmp_path):
     u = ULMFiT.from_df(df, tmp_path/'l', None, config=size, bs=8, min_freq=1, label_col=None)
     assert u.count_words() is None
+
+def test_weights_are_chosen_by_the_epochs_that_are_trained(df, tmp_path, monkeypatch):
+    "Those that are settled, else those that will be chosen"
+    import ulmfit_ext.pipeline as module
+    asked = []
+    def _choose(lang, tokens, n, minutes, speed, memo, epochs): asked.append((n, minutes, epochs))
+    monkeypatch.setattr(module, 'choose_lm', _choose)
+    for kwargs in (dict(), dict(epochs=(0,None), minutes=5., directions='fwd'), dict(epochs=(None,3))):
+        ULMFiT.from_df(df, tmp_path/'u', **{**dict(bs=8, min_freq=1, seed=1, words=False), **kwargs})
+    assert asked==[(2,None,(10,20)), (1,5.,(0,20)), (2,None,(10,3))]

@@ -45,8 +45,8 @@ def test_a_run_takes_the_minutes_it_was_given(make, clock, capsys):
         assert f'of {minutes:g} minutes were used' in out and ('There is time for' in out or share>.25), out
 
 def test_with_enough_time_nothing_is_cut(make, clock, capsys):
-    want,u = make('a').fit(),make('b', minutes=10_000).fit()
-    assert epochs(u)==epochs(want) and u.plan.spent==pytest.approx(want.plan.spent, rel=.02)
+    want,u = [make(name, minutes=o).fit(classifier=dict(n_epoch=3)) for name,o in (('a',None), ('b',10_000))]
+    assert epochs(u)==epochs(want) and u.plan.spent==pytest.approx(want.plan.spent, rel=.1) # a few steps were timed
     out = capsys.readouterr().out
     assert out.count('Trying 2 recipes')==2 and 'There is time' not in out
 
@@ -66,12 +66,17 @@ def test_directions_are_trained_alike(make, clock):
     for recipe in ('together','gradual'):
         u = make(recipe, minutes=4).fit(classifier=dict(recipe=recipe))
         a,b = [len(o.recorder.values) for o in u.learns.values()]
-        assert abs(a-b)<=2 and min(a,b)>=(4 if recipe=='gradual' else 1)
+        assert min(a,b)>=.6*max(a,b) and min(a,b)>=(4 if recipe=='gradual' else 1)
         assert len(u.lms['fwd'].recorder.losses)==pytest.approx(len(u.lms['bwd'].recorder.losses), rel=.3)
 
 def test_minutes_given_by_hand_are_those_of_each_direction(make, clock):
     u = make(minutes=100).fit_lm(minutes=.4)
     assert [len(o.recorder.losses) for o in u.lms.values()]==pytest.approx([24,24], abs=3)
+
+def test_hardly_any_time(make, clock):
+    "A few steps of each are trained all the same"
+    u = make(minutes=.01).fit()
+    assert all(o.recorder.losses for o in [*u.lms.values(), *u.learns.values()])
 
 def test_no_language_model_leaves_the_time_to_the_classifier(make, clock):
     u = make(minutes=10).fit(dict(n_epoch=0), dict(n_epoch=10, recipe='together'))
@@ -91,19 +96,19 @@ def test_minutes_that_cannot_be(make):
 def test_estimates_in_a_file(make, clock, capsys):
     "After ten steps, and when a fit begins; the first is nearly right where the time goes by the tokens"
     clock.seconds = lambda x: x.numel()/100
-    u = make().fit()
+    u = make().fit(classifier=dict(n_epoch=3))
     out = capsys.readouterr().out
     said = re.findall(r'^about (\d+) minutes left: (.*)$', out, re.M)
     steps = [l for l in out.splitlines() if l.startswith('about')]
     assert float(said[0][0])==pytest.approx(u.plan.spent/60, rel=.3), out
     assert re.fullmatch(r'language models \d+, trials \d+, classifiers \d+', said[0][1])
-    assert len(steps)==5 and said[-1][1]=='classifiers', steps # ten steps; backward; trials; two classifiers
+    assert len(steps) in (4,5), steps # ten steps, backward, trials, classifiers
     assert '\r' not in out and '\x1b' not in out
 
 def test_losses_are_plain_lines(make, clock, capsys):
     make(directions='fwd').fit_lm(4)
     out = capsys.readouterr().out
-    assert re.search(r'^epoch +train_loss +valid_loss +accuracy +perplexity +time\n0( +\d+\.\d{4}){4} +\d\d:\d\d\nabout .*\n1 ', out, re.M), out
+    assert re.search(r'^epoch +train_loss +valid_loss +accuracy +perplexity +time\n0( +\d+\.\d{4}){4} +\d\d:\d\d\n(less .*\n)?1 ', out, re.M), out
 
 class Terminal(io.StringIO):
     def isatty(self): return True
@@ -113,7 +118,7 @@ def test_one_bar_in_a_terminal(make, clock, monkeypatch):
     monkeypatch.setenv('TERM', 'xterm')
     monkeypatch.setenv('COLUMNS', '120')
     monkeypatch.setattr(sys, 'stdout', screen := Terminal())
-    u = make().fit(dict(n_epoch=4))
+    u = make().fit(dict(n_epoch=4), dict(n_epoch=3))
     out = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', screen.getvalue())
     assert 'measuring the speed' in out and re.search(r'━ about \d+ minutes left: language models \d+, trials \d+, classifiers \d+', out)
     assert '\nLanguage model, backward' in out.replace('\r','\n') and '\x1b[?25h' in screen.getvalue(), 'the cursor is back'

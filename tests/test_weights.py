@@ -271,7 +271,9 @@ def test_which_to_take_is_a_matter_of_time(capsys):
     test_close(minutes['base'], 2*(10*100_000*99.6e6 + 8*50_000*53.5e6)/1e11/60, eps=1)
     assert 2 < minutes['base']/minutes['small'] < 4
     test_close(training_minutes('base', tokens, 1, 1e11), minutes['base']/2, eps=1e-6)
-    for more,want in ((dict(), 'base'), (dict(minutes=30), 'small'), (dict(n_directions=1, minutes=30), 'base'), (dict(minutes=600), 'base')):
+    classifiers = training_minutes('base', tokens, 2, 1e11, (0,8))
+    test_close(training_minutes('base', tokens, 2, 1e11, (3,8)), classifiers + .3*(minutes['base']-classifiers), eps=1e-6)
+    for more,want in ((dict(), 'base'), (dict(minutes=30), 'small'), (dict(minutes=30, epochs=(0,8)), 'base'), (dict(n_directions=1, minutes=30), 'base'), (dict(minutes=600), 'base')):
         assert choose_lm(None, tokens, speed=1e11, **more)==want, more
         assert f'Starting from {want}: ' in capsys.readouterr().out
     assert choose_lm('en', [20*o for o in tokens], speed=1e11)=='small'

@@ -240,8 +240,7 @@ def time_steps(
     cbs=None, # More callbacks
 ) -> float: # Operations a second
     "How fast a learner trains, measured on ten steps of it"
-    plan = Plan()
-    job = plan.add('', '', 1, [cost])
+    plan,job = Plan(),Job('', 0, [cost]) # with nothing left to tell of
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[CountWork(plan, job), _Few(seconds), *L(cbs)])
     steps,ops,took = plan.measured['']
     return ops/max(took, 1e-6)
@@ -267,7 +266,7 @@ def lm_minutes(self:Plan) -> float: # None where the run has no limit
     "Minutes for the next language model; as many for each that follows"
     if self.minutes is None: return None
     jobs  = [o for o in self.jobs.values() if o.kind=='language models' and o.left]
-    limit = max(self.time_left-self.classifier_share(), 0.6*self.minutes)/len(jobs) # a hundredth of the run at least
+    limit = max((self.time_left-self.classifier_share())/len(jobs), 0.6*self.minutes/len(jobs), 3.) # for some steps at least
     for o in jobs: o.limit = limit
     return limit/60
 
@@ -276,6 +275,7 @@ def has_time_for_trials(self:Plan) -> bool:
     "Do trials and classifiers fit into the time that is left? What is lacking may be a tenth"
     return self.minutes is None or self.seconds('trials', 'classifiers', limited=False) <= 1.1*self.time_left
 
+# %% ../nbs/39_progress.ipynb #6cebd3da
 @patch
 def fit_epochs(self:Plan,
     job:Job, # A classifier
@@ -283,10 +283,13 @@ def fit_epochs(self:Plan,
     "How many epochs of a classifier there is time for, with as much for those that follow; `job` has no more of them afterwards"
     n_epoch = len(job.costs)
     if self.minutes is None: return n_epoch
-    jobs = [o for o in self.jobs.values() if o.kind==job.kind and o.left]
+    same = [o for o in self.jobs.values() if o.kind==job.kind]
+    jobs = [o for o in same if o.left]
     for o in jobs: o.limit = max(self.time_left, 0)/len(jobs)
     epoch = job.left/n_epoch/self.speed(job.kind)
-    n = min(n_epoch, max(job.least, round(job.limit/epoch)))
+    n,more = round(job.limit/epoch),round((self.time_left/len(jobs) + 6*self.minutes)/epoch) # a tenth of the run more
+    n = max([n] + [min(len(o.costs), more) for o in same if not o.left]) # directions are trained alike
+    n = min(n_epoch, max(job.least, n))
     if n<n_epoch: print(f"There is time for {n} of {n_epoch} epochs")
     job.costs = job.costs[:n]
     return n
