@@ -120,7 +120,7 @@ def test_one_bar_in_a_terminal(make, clock, monkeypatch):
     monkeypatch.setattr(sys, 'stdout', screen := Terminal())
     u = make().fit(dict(n_epoch=4), dict(n_epoch=3))
     out = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', screen.getvalue())
-    assert 'measuring the speed' in out and re.search(r'━ about \d+ minutes left: language models \d+, trials \d+, classifiers <?\d+', out)
+    assert 'measuring the speed' in out and re.search(r'━ about \d+ minutes? left: language models <?\d+, trials <?\d+, classifiers <?\d+', out)
     assert '\nLanguage model, backward' in out.replace('\r','\n') and '\x1b[?25h' in screen.getvalue(), 'the cursor is back'
     assert sys.stdout is screen and u.plan.bar is None
 

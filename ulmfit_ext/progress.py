@@ -268,7 +268,8 @@ def lm_minutes(self:Plan) -> float: # None where the run has no limit
     "Minutes for the next language model; as many for each that follows"
     if self.minutes is None: return None
     jobs  = [o for o in self.jobs.values() if o.kind=='language models' and o.left]
-    limit = max((self.time_left-self.classifier_share())/len(jobs), 0.6*self.minutes/len(jobs), 3.) # for some steps at least
+    rest  = self.time_left - self.classifier_share() - 3*self.minutes # a twentieth of the run is for what is not counted
+    limit = max(rest/len(jobs), 0.6*self.minutes/len(jobs), 3.) # for some steps at least
     for o in jobs: o.limit = limit
     return limit/60
 
