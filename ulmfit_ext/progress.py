@@ -104,9 +104,11 @@ def estimate(self:Plan) -> str: # Empty where the speed is not known, or nothing
     if sum(parts.values())<60: return 'less than a minute left'
     unit,digits = ('hours',1) if sum(parts.values())>=100*60 else ('minutes',0)
     size  = dict(hours=3600, minutes=60)[unit]
-    parts = {k: max(round(s/size, digits), 10**-digits) for k,s in parts.items()}
-    total = f'{sum(parts.values()):.{digits}f}'
-    told  = ', '.join(k if len(parts)==1 else f'{k} {n:.{digits}f}' for k,n in parts.items())
+    def _told(seconds):
+        n = seconds/size
+        return f'{n:.{digits}f}' if n>=10**-digits/2 else f'<{10**-digits:.{digits}f}'
+    total = _told(sum(parts.values()))
+    told  = ', '.join(k if len(parts)==1 else f'{k} {_told(s)}' for k,s in parts.items())
     return f"about {total} {unit.removesuffix('s') if total=='1' else unit} left: {told}"
 
 # %% ../nbs/39_progress.ipynb #a71580e7
@@ -266,7 +268,8 @@ def lm_minutes(self:Plan) -> float: # None where the run has no limit
     "Minutes for the next language model; as many for each that follows"
     if self.minutes is None: return None
     jobs  = [o for o in self.jobs.values() if o.kind=='language models' and o.left]
-    limit = max((self.time_left-self.classifier_share())/len(jobs), 0.6*self.minutes/len(jobs), 3.) # for some steps at least
+    rest  = self.time_left - self.classifier_share() - 3*self.minutes # a twentieth of the run is for what is not counted
+    limit = max(rest/len(jobs), 0.6*self.minutes/len(jobs), 3.) # for some steps at least
     for o in jobs: o.limit = limit
     return limit/60
 
