@@ -338,7 +338,7 @@ def read_words(
     path, # Folder that `write_models` wrote
 ) -> tuple: # The `BagOfWords` and the `Mixture`; None for what is not there
     "Read what counts words beside the models. Raises `UlmfitError` where it is damaged"
-    path   = Path(path).expanduser()
+    path   = as_path(path)
     config = read_config(path)
     with naming_damage(path):
         if 'words.json' not in config['sha256']: return None,None

@@ -359,7 +359,8 @@ def _warn_of_lm(self:ULMFiT, side):
 @patch
 def _fit_words(self:ULMFiT):
     "Count the words of the training texts, or read what was counted"
-    folder,dls,settings = self.path/'words',self.dls,plain_settings(data_sha256=self.dls.sha256())
+    folder,dls = self.path/'words',self.dls
+    settings = plain_settings(data_sha256=self.inputs[self.sides[0]]['data_sha256'])
     path = find_piece(folder, 'words', settings)
     if path is not None:
         try: return BagOfWords.load(path)

@@ -23,17 +23,14 @@ here  = Path(__file__).resolve().parent
 files = dict(trec6='trec6.jsonl.gz', imdb='imdb.jsonl.gz', germeval='germeval2018.jsonl.gz')
 langs = dict(germeval='de')
 
-def read_set(name, n_unlabelled):
-    "Training texts, test texts (2,000 at most), and more texts without labels"
+def read_set(name):
+    "Training texts and test texts (2,000 of IMDb's)"
     folder = Path(os.environ['ULMFIT_DATA'])
     df = pd.read_json(folder/files[name], lines=True)
     train,test = [df[df.split==o][['text','label']].reset_index(drop=True) for o in ('train','test')]
     if len(test)>4000: test = test.sample(2000, random_state=0).reset_index(drop=True)
-    more = []
-    if name=='imdb':
-        train = train.sample(frac=1, random_state=0).reset_index(drop=True)
-        if n_unlabelled: more = pd.read_json(folder/'imdb_unsup.jsonl.gz', lines=True, nrows=n_unlabelled).text.tolist()
-    return train,test,more
+    if name=='imdb': train = train.sample(frac=1, random_state=0).reset_index(drop=True)
+    return train,test
 
 def draw(train, n, seed):
     "`n` labelled rows, or all: as many of each class as there are in all"
@@ -75,7 +72,7 @@ def stock_error(ulmfit, lm, test, side):
         preds = learn.get_preds(dl=dl)[0].argmax(1)
     return round(float((np.array(learn.dls.vocab[1])[preds.numpy()]!=test.label.to_numpy()).mean()), 4)
 
-def one_run(method, name, labelled, test, more, lm, pretrained, lang, seed, work, bf16):
+def one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16):
     path = work/f'run-{name}-{len(labelled)}-{seed}-{method}'
     kwargs = dict(lang=lang, seed=seed, directions='both')
     if method=='semi-supervised':
@@ -105,8 +102,8 @@ def main(
     warnings.simplefilter('ignore')
     lang,bf16 = langs.get(name, 'en'),has_bfloat16() or torch.cuda.is_available()
     pretrained = pretrained or ('de' if lang=='de' else 'base')
-    train,test,more = read_set(name, 0)
-    texts = (train.text.tolist()[:unlabelled] if unlabelled else train.text.tolist()) + more
+    train,test = read_set(name)
+    texts = train.text.tolist()[:unlabelled or None]
     made  = [json.loads(o) for o in out.read_text().splitlines()] if out.exists() else []
     for seed in range(seeds):
         for n in labels:
@@ -116,7 +113,7 @@ def main(
                 if any(all(o.get(k)==v for k,v in key.items()) for o in made): continue
                 lm = stage_two(name, texts, pretrained, lang, work, bf16, minutes or None) if method in ('semi-supervised','paper','stock') else None
                 began  = time.time()
-                errors = one_run(method, name, labelled, test, more, lm, pretrained, lang, seed, work, bf16)
+                errors = one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16)
                 row = dict(key, errors=errors, test=len(test), minutes=round((time.time()-began)/60, 2), bf16=bf16, threads=torch.get_num_threads(),
                            versions=dict(ulmfit_ext=ulmfit_ext.__version__, torch=torch.__version__, fastai=fastai.__version__), machine=platform.machine())
                 with open(out, 'a') as f: f.write(json.dumps(row)+'\n')
