@@ -367,7 +367,7 @@ def _fit_words(self:ULMFiT):
         except UlmfitError as e: warn(f'{e}. They are counted again')
     train = dls.tokens(dls.train_idx),[dls.y[i] for i in dls.train_idx],dls.classes,dls.multi
     bag = BagOfWords.fit(*train)
-    bag.choices['doubling'] = next_doubling(learning_curve(*train))
+    bag.choices['doubling'] = next_doubling(learning_curve(*train), len(train[0]))
     save_piece(folder, 'words', settings, bag.save)
     return bag
 

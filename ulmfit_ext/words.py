@@ -228,27 +228,32 @@ def learning_curve(
     labels, # The label of each
     classes:list=None, # As for `BagOfWords.fit`
     multi:bool=False, # Can a text have several labels?
-    seed:int=0, # Which texts come first
+    seed:int=0, # Which texts go together
 ) -> dict: # Cross-validated share of right answers by share of the labels: 0.25, 0.5, 1; without those that are too few; empty above 5,000
-    "How often counting words is right with some of the labels, and with all"
+    "How often counting words is right with some of the labels, and with all. Below 1,000 texts it is the mean over both halves, and all quarters"
     texts,labels = list(texts),list(labels)
     if len(texts)>5000: return {} # that would take minutes
     order = np.random.default_rng(seed).permutation(len(texts))
-    def _accuracy(share):
-        rows = order[:round(share*len(texts))]
-        if len(rows)<20: return None
+    def _accuracy(rows):
         return BagOfWords.fit([texts[i] for i in rows], [labels[i] for i in rows], classes, multi).choices['cv_accuracy']
-    curve = {share: _accuracy(share) for share in (0.25,0.5,1.)}
-    return {share: o for share,o in curve.items() if o is not None}
+    curve = {}
+    for n_parts in (4,2,1):
+        parts = np.array_split(order, n_parts)
+        if len(parts[-1])<20: continue
+        found = [_accuracy(o) for o in (parts if len(texts)<1000 else parts[:1])]
+        if None not in found: curve[1/n_parts] = float(np.mean(found))
+    return curve
 
 def next_doubling(
     curve:dict, # From `learning_curve`
+    n_texts:int, # How many texts it was made from
 ) -> str: # Empty where it cannot be said
     "What twice as many labels may bring, in a sentence"
     if not {0.5,1.}<=set(curve): return ''
-    points = 100*(curve[1.]-curve[0.5])
+    points,noise = 100*(curve[1.]-curve[0.5]),100*math.sqrt(curve[1.]*(1-curve[1.])/n_texts)
     said = f"counting words is right in {curve[1.]:.1%} with all the labels, and in {curve[0.5]:.1%} with half of them"
-    if points<0.5: return f"More labels may bring little: {said}."
+    if points<0.5 and noise<1: return f"More labels may bring little: {said}."
+    if points<noise: return f"{n_texts:,} labels are too few to tell what more would bring: {said}."
     return f"Twice as many labels may bring about {points:.0f} point{'s' if round(points)>1 else ''}: {said}."
 
 # %% ../nbs/24_words.ipynb #e33ae223
