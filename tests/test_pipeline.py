@@ -328,3 +328,38 @@ def test_weights_are_chosen_by_the_epochs_that_are_trained(df, tmp_path, monkeyp
     for kwargs in (dict(), dict(epochs=(0,None), minutes=5., directions='fwd'), dict(epochs=(None,3))):
         ULMFiT.from_df(df, tmp_path/'u', **{**dict(bs=8, min_freq=1, seed=1, words=False), **kwargs})
     assert asked==[(2,None,(10,20)), (1,5.,(0,20)), (2,None,(10,3))]
+
+# all labels in the end
+
+def test_refit_learns_from_all_labels(spell, capsys):
+    u = spell().fit_classifier(2)
+    scores,voices = u.validate(),u.ensemble.mixture
+    few = u.predict('a good cat')[2]
+    u.refit()
+    out = capsys.readouterr().out
+    assert 'Classifier of all labels, forward' in out and 'Classifier of all labels, backward' in out
+    assert not torch.equal(u.predict('a good cat')[2], few)
+    assert len(u.learns['fwd'].dls.train_ds)==len(u.dls.labelled)==150 and not len(u.learns['fwd'].dls.valid_ds)
+    pd.testing.assert_frame_equal(u.validate(), scores, check_exact=True) # of texts they had not seen then
+    assert u.ensemble.mixture==voices and len(list((u.path/'words').iterdir()))==2
+    with fails('no data'): u.ensemble.validate()
+    assert torch.equal(ULMFiT.load(u.path).predict('a good cat')[2], u.predict('a good cat')[2]), 'this is what is saved'
+    assert u.refit() is u and 'Classifier' not in capsys.readouterr().out, 'once'
+
+def test_refit_comes_back(spell, capsys):
+    u = spell().fit(dict(n_epoch=0), dict(n_epoch=1, recipe='together'))
+    capsys.readouterr()
+    again = spell().fit(dict(n_epoch=0), dict(n_epoch=1, recipe='together'))
+    assert capsys.readouterr().out.count('on disk')==4
+    assert torch.equal(again.predict('a good cat')[2], u.predict('a good cat')[2])
+    pd.testing.assert_frame_equal(again.validate(), u.validate(), check_exact=True)
+    kept = spell().fit(dict(n_epoch=0), dict(n_epoch=1, recipe='together'), refit=False)
+    assert len(kept.learns['fwd'].dls.valid_ds)==30 and not torch.equal(kept.predict('a good cat')[2], u.predict('a good cat')[2])
+
+def test_refit_needs_a_classifier(make):
+    with fails('call `fit_classifier'): make().refit()
+    u = make()
+    u.dls = u.dls.with_split(u.dls.labelled, u.dls.valid_idx[:0])
+    u.fit_classifier(1, recipe='together')
+    before = numbers(u.learns['fwd'])
+    assert torch.equal(numbers(u.refit().learns['fwd']), before), 'there is nothing more to learn from'

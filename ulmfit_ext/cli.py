@@ -253,7 +253,8 @@ def _train(o):
         raise typer.BadParameter('--baseline is for one label a text, and here a text may have several')
     baselines = baseline_scores(ulmfit.dls, df, tests, o.text, o.label) if o.baseline else []
     ulmfit.fit(dict(n_epoch=o.lm_epochs, lr_max=o.lm_lr, bf16=o.bf16),
-               dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe))
+               dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe),
+               refit=None if o.refit else False)
     answers = print_report(ulmfit, tests, baselines, **columns)
     ens = ulmfit.ensemble
     if not ens.multi: save_figure(ens.plot_confusion_matrix(answers), o.out/'confusion.png')
@@ -267,7 +268,7 @@ def _train(o):
          stopped='What was finished is kept in {out}: the same line goes on from there',
          Data='text label valid_pct valid test unlabelled label_delim lang min_freq max_vocab',
          Model='out pretrained size directions words',
-         Training='lm_epochs minutes epochs recipe lm_lr lr bs bptt max_len bf16 seed baseline')
+         Training='lm_epochs minutes epochs recipe refit lm_lr lr bs bptt max_len bf16 seed baseline')
 def train(
     file:Path, # Table of labelled texts; rows without a label serve the language model
     text:str='text', # Column that holds the texts
@@ -289,6 +290,7 @@ def train(
     minutes:float=None, # Time for the whole run, shared out between language models and classifiers. If not given: as long as it takes
     epochs:int=None, # Epochs of the classifier. If not given: by the number of labels
     recipe:str='auto', # How the classifier is trained; auto: the better one in trials, but gradual if --lr is given
+    refit:bool=True, # Train once more in the end, on the held-out texts too, where there are 5,000 labels at most, and time
     lm_lr:float=0.004, # Peak learning rate of the language model
     lr:float=None, # Peak learning rate of the classifier. If not given: the recipe's
     bs:int=None, # Texts in a batch, or streams; less needs less memory. If not given: by the size of the text, and by the number of labels

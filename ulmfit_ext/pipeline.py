@@ -28,6 +28,7 @@ from .mixture import *
 from .scores import *
 from .folder import *
 from .ensemble import *
+from .voices import *
 from .export import *
 from .progress import *
 
@@ -63,6 +64,7 @@ class ULMFiT:
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
         self.bag = None # the third voice
+        self.how,self.held_out = None,None # of `fit_classifier`: what it trained with; of `refit`: answers to the validation texts
         self.plan,self.coming = Plan(minutes, cache(self._guess_speed)),{} # `coming`: arguments of `fit_classifier`, if known
         data = dict(data_sha256=dls.sha256(), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
         weights = {s: dict(pretrained_sha256=fingerprint(pretrained, s=='bwd'), sizes=lm_size(config)) for s in self.sides}
@@ -142,7 +144,8 @@ def _dls(self:ULMFiT, kind, side, data=None):
 @patch
 def _from_disk(self:ULMFiT, kind, side, settings, read):
     "What `read` makes of the piece with `settings`; None where there is none, or it is damaged"
-    what,path = dict(lm='Language model', classifier='Classifier')[kind],find_piece(self.path/kind, side, settings)
+    what = dict(lm='Language model', classifier='Classifier', refit='Classifier of all labels')[kind]
+    path = find_piece(self.path/kind, side, settings)
     if path is not None:
         try:
             learn = read(path)
@@ -241,13 +244,11 @@ def fit_classifier(self:ULMFiT,
         recipe = self._recipe(recipe, rates, common)
         plan(recipe)
         common['n_epoch'] = ifnone(n_epoch, epochs_for(len(self.dls.train_idx)))
-        settings = {s: self._classifier_settings(s, **asdict(recipe), **common) for s in self.sides}
-        for side in self.sides:
-            learn = self._from_disk('classifier', side, settings[side], partial(self._read_classifier, side, **kwargs))
-            if learn is None: learn = self._train_classifier(side, settings[side], recipe, wd, cbs, bf16, **kwargs)
-            self.learns[side] = learn
+        self.how = dict(recipe=recipe, **common)
+        self.learns = self._classifiers('classifier', self.dls, **self.how)
+        self._ensemble,self.held_out = None,None
         self.plan.hide()
-        self._weigh_voices()
+        if len(self.dls.valid_idx): weigh_voices(self.ensemble)
         self.save()
     if self.minutes is not None: print(f'{self.plan.spent/60:.1f} of {self.minutes:g} minutes were used')
     return self
@@ -256,13 +257,19 @@ def fit_classifier(self:ULMFiT,
 def _all_cbs(learn, cbs, bf16, *more): return L(cbs) + L(LossOnGPU(), *more) + L(bfloat16(learn.dls.device) if bf16 else None)
 
 @patch
-def _train_classifier(self:ULMFiT, side, settings, recipe, wd, cbs, bf16, **kwargs):
-    "Train the classifier of one direction, in the time there is, and save it"
-    learn,job = self._new_classifier(side, **kwargs),self.plan.jobs[f'classifier {side}']
-    fit_recipe(learn, recipe, self.plan.fit_epochs(job), wd, _all_cbs(learn, cbs, bf16, CountWork(self.plan, job)))
-    def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
-    self._to_disk('classifier', side, settings, learn, _write)
-    return learn
+def _classifiers(self:ULMFiT, kind, data, recipe, n_epoch, wd, bf16, cbs, **kwargs):
+    "The classifier of each direction for the split of `data`, read from disk, or trained in the time there is and saved"
+    res = {}
+    for side in self.sides:
+        settings = self._classifier_settings(side, n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **asdict(recipe), **kwargs)
+        learn = self._from_disk(kind, side, settings, partial(self._read_classifier, side, data, **kwargs))
+        if learn is None:
+            learn,job = self._new_classifier(side, data=data, **kwargs),self.plan.jobs[f'{kind} {side}']
+            fit_recipe(learn, recipe, self.plan.fit_epochs(job), wd, _all_cbs(learn, cbs, bf16, CountWork(self.plan, job)))
+            def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
+            self._to_disk(kind, side, settings, learn, _write)
+        res[side] = learn
+    return res
 
 @patch
 def _new_classifier(self:ULMFiT, side, config=None, data=None, **kwargs):
@@ -273,9 +280,9 @@ def _new_classifier(self:ULMFiT, side, config=None, data=None, **kwargs):
 
 # %% ../nbs/40_pipeline.ipynb #61dd0f01
 @patch
-def _read_classifier(self:ULMFiT, side, folder, **kwargs):
+def _read_classifier(self:ULMFiT, side, data, folder, **kwargs):
     "The classifier of one direction in the folder of a piece"
-    learn,file = self._new_classifier(side, **kwargs),folder/f'{side}.safetensors'
+    learn,file = self._new_classifier(side, data=data, **kwargs),folder/f'{side}.safetensors'
     load_weights(learn.model, read_weights(file), f'the weights in {file}')
     learn.unfreeze() # as `fit_gradual` leaves it
     return learn
@@ -284,7 +291,8 @@ def _read_classifier(self:ULMFiT, side, folder, **kwargs):
 @patch
 def _recipe(self:ULMFiT, name, rates, common):
     "The recipe of this name with the `rates` given. Raises `UlmfitError` for an unknown name"
-    if name=='auto': name = 'gradual' if rates else self._best_recipe(common)
+    name = recipe_name(name, rates)
+    if name=='auto': name = self._best_recipe(common)
     if name not in recipes: raise UlmfitError(f"recipe is {name!r}: 'auto' or one of {', '.join(recipes)}")
     return replace(recipes[name], **rates)
 
@@ -313,6 +321,26 @@ def _try_recipes(self:ULMFiT, side, splits, n_epoch, wd, bf16, cbs=None, **kwarg
     def _new(train, valid): return self._new_classifier(side, data=self.dls.with_split(train, valid), **kwargs)
     return try_recipes(_new, splits, recipes, n_epoch, wd, _cbs)
 
+# %% ../nbs/40_pipeline.ipynb #d79f8da6
+@patch
+def refit(self:ULMFiT) -> ULMFiT: # Itself
+    """Train the classifiers and the counted words once more, on all labelled texts, by the recipe of `fit_classifier`.
+
+    `validate` goes on telling how good they were before, on texts they had not seen. Raises `UlmfitError` before `fit_classifier`."""
+    self._can_train()
+    if self.how is None: raise UlmfitError("There is no classifier to train once more: call `fit_classifier()` first")
+    if self.held_out is not None or not len(self.dls.valid_idx): return self # all labels are learned from already
+    before,data = self.ensemble,self.dls.with_split(self.dls.labelled, self.dls.valid_idx[:0])
+    held_out = before.answers()
+    with self.plan.running():
+        self.plan.add_refit(self.dls, self._sizes(), self.sides, self.how['n_epoch'], self.how['recipe'])
+        self.learns = self._classifiers('refit', data, **self.how)
+        if self.bag is not None: self.bag = kept_words(data, self.path/'words', data_sha256=data.sha256())
+        self._ensemble,self.held_out = None,held_out
+        self.ensemble.mixture = before.mixture
+        self.save()
+    return self
+
 # %% ../nbs/40_pipeline.ipynb #af5ae3bf
 @patch
 def _sizes(self:ULMFiT): return lm_size(self.config) if self.pretrained is None else load_lm(self.pretrained, self.sides[0]=='bwd')[2]
@@ -329,12 +357,17 @@ def _guess_speed(self:ULMFiT, kind):
 def fit(self:ULMFiT,
     lm:dict=None, # Arguments of `fit_lm`; with `n_epoch=0` the language model stays as it is
     classifier:dict=None, # Arguments of `fit_classifier`
+    refit:bool=None, # Train on all labels in the end? None: where there are 5,000 at most, and the run's `minutes` allow
 ) -> ULMFiT: # Itself
-    "Stages two and three, `fit_lm` and `fit_classifier`, in the run's `minutes` where these are given"
+    "Stages two and three: `fit_lm`, `fit_classifier` and `refit`, in the run's `minutes` where these are given"
     lm,self.coming = lm or {},classifier or {}
+    has_labels = self.dls.classes is not None
+    if refit is None: refit = len(self.dls.labelled)<=5000
     with self.plan.running():
+        if refit and has_labels: self.plan.add_refit(self.dls, self._sizes(), self.sides, self.coming.get('n_epoch'))
         if lm.get('n_epoch')!=0: self.fit_lm(**lm)
-        if self.dls.classes is not None: self.fit_classifier(**self.coming)
+        if has_labels: self.fit_classifier(**self.coming)
+        if refit and has_labels and self.plan.has_time_to_refit(): self.refit()
     return self
 
 # %% ../nbs/40_pipeline.ipynb #848e93f9
@@ -357,46 +390,13 @@ def _warn_of_lm(self:ULMFiT, side):
 
 # %% ../nbs/40_pipeline.ipynb #14a55a56
 @patch
-def _fit_words(self:ULMFiT):
-    "Count the words of the training texts, or read what was counted"
-    folder,dls = self.path/'words',self.dls
-    settings = plain_settings(data_sha256=self.inputs[self.sides[0]]['data_sha256'])
-    path = find_piece(folder, 'words', settings)
-    if path is not None:
-        try: return BagOfWords.load(path)
-        except UlmfitError as e: warn(f'{e}. They are counted again')
-    train = dls.tokens(dls.train_idx),[dls.y[i] for i in dls.train_idx],dls.classes,dls.multi
-    bag = BagOfWords.fit(*train)
-    bag.choices['doubling'] = next_doubling(learning_curve(*train), len(train[0]))
-    save_piece(folder, 'words', settings, bag.save)
-    return bag
-
-@patch
 def count_words(self:ULMFiT) -> BagOfWords: # None with `words=False`, or where there are no labels
     "Train the third voice, or read it from disk, and print how good it is. `fit_classifier` begins with this"
     self._can_train()
-    dls = self.dls
-    if not self.words or dls.classes is None: return
-    if self.bag is None: self.bag = self._fit_words()
-    accuracy,where = self.bag.choices.get('cv_accuracy'),'the training texts, cross-validated'
-    if n := len(dls.valid_idx):
-        targs = label_targets([dls.y[i] for i in dls.valid_idx], dls.classes, dls.multi)
-        accuracy = shares_right(dict(words=self.bag.logits(dls.tokens(dls.valid_idx))), targs, dls.multi)['words']
-        where = f'{n:,} validation texts'
-    if accuracy is not None: print(f'Counting words: accuracy {accuracy:.2f} on {where}')
+    if not self.words or self.dls.classes is None: return
+    if self.bag is None: self.bag = kept_words(self.dls, self.path/'words', data_sha256=self.inputs[self.sides[0]]['data_sha256'])
+    tell_words(self.bag, self.dls)
     return self.bag
-
-@patch
-def _weigh_voices(self:ULMFiT):
-    "Make the ensemble, find on the validation texts how much each voice counts, and say who won"
-    self._ensemble = None
-    ens,n = self.ensemble,len(self.dls.valid_idx)
-    if ens.words is None or not n: return
-    said   = ens.answers()
-    shares = shares_right(together(said.outs, ens.weigh(said).mixture, ens.multi), said.targs, ens.multi)
-    counts = ', '.join(f'{k} {w:.2f}' for k,w in ens.mixture.weights.items())
-    print(f'{n:,} validation texts, which chose the weights too: {verdict(shares)} Weights: {counts}')
-    if doubling := ens.words.choices.get('doubling'): print(doubling)
 
 # %% ../nbs/40_pipeline.ipynb #96334c94
 @patch(as_prop=True)
@@ -409,13 +409,23 @@ def ensemble(self:ULMFiT):
     return self._ensemble
 
 @patch
+@delegates(BidirEnsemble.answers)
+def answers(self:ULMFiT,
+    ds_idx:int=1, # Which of the learners' sets: 0 training, 1 validation; or a table, as `df`
+    **kwargs
+) -> Answers: # `outs`, before softmax or sigmoid, by direction, and `targs`
+    "What each voice says of labelled texts: `BidirEnsemble.answers`. Of the validation texts what they said before `refit`"
+    is_held_out = isinstance(ds_idx, int) and ds_idx==1 and not {'dl','df'} & set(kwargs)
+    return self.held_out if is_held_out and self.held_out is not None else self.ensemble.answers(ds_idx, **kwargs)
+
+@patch
 @delegates(BidirEnsemble.validate)
 def validate(self:ULMFiT,
     ds_idx:int=1, # Which of the learners' sets: 0 training, 1 validation; or a table, as `df`; or `answers`
     **kwargs
 ) -> pd.DataFrame: # Rows 'words', 'forward', 'backward', 'both' and 'all', as far as they are there; columns 'loss' and each metric
     "Loss and metrics of each voice, of both directions and of all together: `BidirEnsemble.validate`"
-    return self.ensemble.validate(ds_idx, **kwargs)
+    return self.ensemble.validate(ds_idx if isinstance(ds_idx, Answers) else self.answers(ds_idx, **kwargs))
 
 @patch
 def predict(self:ULMFiT,
@@ -451,7 +461,7 @@ def load(cls:ULMFiT,
     res = cls.__new__(cls) # there are no data to make it from
     res.path = as_path(path)
     res.folder = res.path/'model' if (res.path/'model').is_dir() else res.path
-    res.sides,res.lms,res.learns = (),{},{}
+    res.sides,res.lms,res.learns,res.how,res.held_out = (),{},{},None,None
     res._ensemble = load_ulmfit(res.folder)
     res.bag,res.words = res._ensemble.words,res._ensemble.words is not None
     return res

@@ -250,14 +250,13 @@ def time_steps(
 # %% ../nbs/39_progress.ipynb #4e621d09
 @patch
 def classifier_share(self:Plan) -> float: # Seconds
-    "The time of trials and classifiers; drops the trials where they do not fit, and limits the classifiers"
+    "The time of trials and classifiers; drops the trials where they do not fit, then `refit`, and then limits the classifiers"
     most = max(self.time_left/2, self.time_left - self.seconds('language models', limited=False))
-    need = self.seconds('trials', 'classifiers', limited=False)
-    if need<=most: return need
-    self.drop('trial')
+    for extra in ('trial','refit',None):
+        need = self.seconds('trials', 'classifiers', limited=False)
+        if need<=most: return need
+        if extra: self.drop(extra)
     jobs = [o for o in self.jobs.values() if o.kind=='classifiers']
-    need = self.seconds('classifiers', limited=False)
-    if need<=most: return need
     epoch = need/len(jobs[0].costs) # of all classifiers
     share = max(jobs[0].least, int(most/epoch))*epoch
     for o in jobs: o.limit = share/len(jobs)
@@ -277,6 +276,12 @@ def lm_minutes(self:Plan) -> float: # None where the run has no limit
 def has_time_for_trials(self:Plan) -> bool:
     "Do trials and classifiers fit into the time that is left? What is lacking may be a tenth"
     return self.minutes is None or self.seconds('trials', 'classifiers', limited=False) <= 1.1*self.time_left
+
+@patch
+def has_time_to_refit(self:Plan) -> bool:
+    "Is there time left to train the classifiers once more? What is lacking may be a tenth"
+    jobs = [o for o in self.jobs if o.startswith('refit')]
+    return self.minutes is None or bool(jobs) and self.seconds('classifiers', limited=False) <= 1.1*self.time_left
 
 # %% ../nbs/39_progress.ipynb #6cebd3da
 @patch
@@ -333,13 +338,13 @@ def add_classifiers(self:Plan,
     seed:int=0, # Of the trials' splits
     n_epoch:int=None, # Epochs; None: `epochs_for` the number of texts
     recipe='auto', # A `Recipe`, or the name of one; 'auto': trials come first
-    lr_max=None, factor=None, epochs_per_stage=None, # Where one of them is given, 'auto' is 'gradual'
+    lr_max=None, factor=None, epochs_per_stage=None, # Rates that are given, for `recipe_name`
     **kwargs # Whatever else `ULMFiT.fit_classifier` takes
 ):
     "Add the classifiers, and the trials that come before them, in the place of those that were there"
     for o in ('trial','classifier'): self.drop(o)
     if dls.classes is None: return
-    if recipe=='auto' and any(o is not None for o in (lr_max,factor,epochs_per_stage)): recipe = 'gradual'
+    recipe = recipe_name(recipe, [o for o in (lr_max,factor,epochs_per_stage) if o is not None])
     cost,n_groups = token_cost(sizes),sizes['n_layers']+2
     def _add(name, kind, recipe, rows, valid):
         n = ifnone(n_epoch, epochs_for(len(rows)))
@@ -349,6 +354,19 @@ def add_classifiers(self:Plan,
     for i,(o,rows) in enumerate(itertools.product(recipes.values(), splits)): _add(f'trial {i}', 'trials', o, *rows)
     if isinstance(recipe, str): recipe = recipes.get(recipe, recipes['together'])
     for side in sides: _add(f'classifier {side}', 'classifiers', recipe, dls.train_idx, dls.valid_idx)
+
+@patch
+def add_refit(self:Plan,
+    dls:UlmfitDls, # What is read
+    sizes:dict, # Of the models: `emb_sz`, `n_hid`, `n_layers`
+    sides, # Of 'fwd' and 'bwd'
+    n_epoch:int=None, # Epochs; None: `epochs_for` the number of training texts
+    recipe:Recipe=recipes['together'], # How they are trained
+):
+    "Add the classifiers of all labels"
+    n = ifnone(n_epoch, epochs_for(len(dls.train_idx)))
+    costs = recipe_costs(recipe, token_cost(sizes), n, sizes['n_layers']+2)
+    for side in sides: self.add(f'refit {side}', 'classifiers', _n_tokens(dls, dls.labelled), costs)
 
 # %% ../nbs/39_progress.ipynb #48f6a0fa
 def table_epochs(

@@ -103,7 +103,8 @@ def print_report(
 ): # Answers to the last set that is scored, as `ens.answers` gives them
     "Print the scores on the validation set and on `tests`, with those of the baseline where given, and who won on `tests`"
     ens = ulmfit.ensemble
-    answers = {f'Validation, {len(ulmfit.dls.valid_idx):,} texts': ens.answers()}
+    before  = ', before all labels were learned from' if ulmfit.held_out else ''
+    answers = {f'Validation, {len(ulmfit.dls.valid_idx):,} texts{before}': ulmfit.answers()}
     if tests is not None: answers[f'Test, {len(tests):,} texts'] = ens.answers(df=tests, **columns)
     for i,(title,said) in enumerate(answers.items()):
         table = scores(ens, said)
