@@ -146,7 +146,7 @@ def test_formats(home, model, tmp_path, name):
     run('predict {} {} --out {}', model, home/'more.csv', tmp_path/name)
     want = answers(run('predict {} {}', model, home/'more.csv'))
     res  = read_table(tmp_path/name)
-    assert list(res.columns)==list(want.columns) and res.pred_label.tolist()==want.pred_label.tolist() and (res.pos-want.pos).abs().max()<1e-5
+    assert list(res.columns)==list(want.columns) and res.pred_label.tolist()==want.pred_label.tolist() and (res.pos.astype(float)-want.pos).abs().max()<1e-5
     assert [o.name for o in tmp_path.iterdir()]==[name], 'nothing else is left beside it'
 
 def test_evaluate(home, model, tmp_path):
@@ -156,14 +156,26 @@ def test_evaluate(home, model, tmp_path):
     assert float(re.search(r'^all +\S+ +(\S+)', res.stdout, flags=re.M)[1])==pytest.approx(acc, abs=1e-4)
 
 def test_several_labels(tmp_path):
-    "Labels joined by --label-delim go in and come out"
-    df = reviews(60).assign(label=[['sea','hill','sea;hill',''][i%4] for i in range(60)])
+    "Labels joined by --label-delim go in and come out. The model knows it; alone it says that a text has none of them"
+    df = reviews(60).assign(label=[['sea','hill','sea;hill',';',''][i%5] for i in range(60)])
     f = csv(tmp_path/'topics.csv', df)
     run(small+' --out {} --label-delim ;', f, tmp_path/'out')
-    run('predict {} {} --label-delim ; --out {}', tmp_path/'out', f, tmp_path/'a.csv')
+    run('predict {} {} --out {}', tmp_path/'out', f, tmp_path/'a.csv')
     res = pd.read_csv(tmp_path/'a.csv', keep_default_na=False)
-    assert set(res.pred_label) <= {'','sea','hill','hill;sea'}
-    assert 'both' in run('evaluate {} {} --label-delim ;', tmp_path/'out', f).stdout
+    assert set(res.pred_label) <= {';','sea','hill','hill;sea'} and len(res)==60
+    out = run('evaluate {} {}', tmp_path/'out', f).stdout
+    assert 'both' in out and '48 texts of' in out and out==run('evaluate {} {} --label-delim ;', tmp_path/'out', f).stdout
+    assert '60 texts of' in run('evaluate {} {} --label pred_label', tmp_path/'out', tmp_path/'a.csv').stdout, 'answers are labels again'
+    for line in ('predict {} {} --label-delim |', 'evaluate {} {} --label-delim ,'): fails(line, tmp_path/'out', f, says="the model was trained with ';' between labels: leave --label-delim out")
+
+def test_classes_that_hold_what_stands_between_labels(tmp_path):
+    "Found out before the work, and lists have no such trouble"
+    rows = [dict(text=t, label=[['a,b'],['c'],['a,b','c']][i%3]) for i,t in enumerate(reviews().text)]
+    f = jsonl(tmp_path/'t.jsonl', rows)
+    run(small+' --out {}', f, tmp_path/'out')
+    fails('predict {} {}', tmp_path/'out', f, says="the class 'a,b' cannot be told from others with ',' between them")
+    run('predict {} {} --label-delim ;', tmp_path/'out', f)
+    run('predict {} {} --out {}', tmp_path/'out', f, tmp_path/'a.jsonl')
 
 def test_labels_that_are_numbers(tmp_path):
     df = reviews(40)

@@ -332,6 +332,7 @@ def fit(self:ULMFiT,
 ) -> ULMFiT: # Itself
     "Stages two and three, `fit_lm` and `fit_classifier`, in the run's `minutes` where these are given"
     lm,self.coming = lm or {},classifier or {}
+    if self.dls.classes is not None: check_place(self.folder)
     with self.plan.running():
         if lm.get('n_epoch')!=0: self.fit_lm(**lm)
         if self.dls.classes is not None: self.fit_classifier(**self.coming)

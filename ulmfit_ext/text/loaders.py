@@ -80,10 +80,11 @@ class UlmfitDataLoaders(TextDataLoaders):
         backwards:bool=False,         # Are the texts reversed?
         text_col='text',              # Column of the texts, in a table for `test_dl`
         label_col='label',            # Column of the labels
-        label_delim:str=None          # What separates the labels of a text
+        label_delim:str=None,         # What separates the labels of a text
+        label_type:str='str'          # What the labels are, as `label_type` of `text.labels` says: the names of classes are strings
     ):
         super().__init__(*loaders, path=path, device=device)
-        store_attr('processor,backwards,text_col,label_col,label_delim')
+        store_attr('processor,backwards,text_col,label_col,label_delim,label_type')
 
     def new_empty(self):
         "The same without texts: `Learner.export` keeps this"
