@@ -173,8 +173,8 @@ def ulmfit_dls(
     tokens = tokenize_once(texts+extra, lang, path, cache, progress)
     if vocab is None: vocab = _count_vocab(tokens, min_freq, max_vocab, known)
     if bs is None: bs = lm_streams(tokens.offs[-1]-np.diff(tokens.offs)[valid].sum(), bptt)
-    typ  = 'str' if label_col is None else label_type(df[label_col], label_delim)
-    cols = dict(text_col=text_col, label_col=label_col, label_delim=label_delim, label_type=typ)
+    values = None if label_col is None else label_values(df[label_col], classes, label_delim)
+    cols = dict(text_col=text_col, label_col=label_col, label_delim=label_delim, label_values=values)
     n_unlabelled = len(extra) + int(missing.sum())
     return UlmfitDls(tokens, TextProcessor(vocab, lang), y, classes, multi, labelled, valid, n_unlabelled,
                      path, bs, bptt, clas_bs, cols)

@@ -77,12 +77,12 @@ class TextModel:
         backwards:bool=False, # Does it read texts from their end?
         loss:str='', # Name of the loss that it was trained with
         thresh=None, # With `multi`, how likely a label has to be: a number, or one for each class; None: 0.5
-        label_type:str='str', # What the labels are that the classes name: 'str', 'int', 'float' or 'bool'
+        label_values:list=None, # What the classes name: numbers, booleans or strings; None: the classes themselves
         label_delim:str=None, # What separated the labels of a text in the training; None: they were lists, or there was one
     ):
         self.processor,self.module,self.classes,self.config = processor,module,classes,config
         self.multi,self.backwards,self.loss,self.thresh = multi,backwards,loss,thresh
-        self.label_type,self.label_delim = label_type,label_delim
+        self.label_values,self.label_delim = label_values,label_delim
 
     @property
     def direction(self): return 'backward' if self.backwards else 'forward'
@@ -129,8 +129,8 @@ def decisions(self:TextModel,
 def labels(self:TextModel,
     decisions, # What `decisions` gave, or targets
 ) -> list: # A class for each text; where a text can have several labels a list of them for each
-    "What was decided, as labels of the type that the model was trained on"
-    labels = typed_labels(self.classes, self.label_type)
+    "What was decided, as labels such as the model was trained on"
+    labels = self.label_values or self.classes
     if not self.multi: return [labels[int(i)] for i in decisions]
     return [[c for c,on in zip(labels, row) if on] for row in decisions]
 
@@ -207,7 +207,7 @@ class LearnerModel(TextModel):
     @property
     def thresh(self): return getattr(self.learn.loss_func, 'thresh', None)
     @property
-    def label_type(self): return getattr(self.learn.dls, 'label_type', 'str')
+    def label_values(self): return getattr(self.learn.dls, 'label_values', None)
     @property
     def label_delim(self): return getattr(self.learn.dls, 'label_delim', None)
     @property
@@ -260,7 +260,7 @@ def to_learner(self:TextModel,
     c = self.config
     if dls is not None: _check_data(self, dls)
     else: dls = clas_dls([], [], [[],[]], self.processor, self.classes, self.multi, self.backwards, bptt=c['bptt'], device=self.device,
-                         label_type=self.label_type, label_delim=self.label_delim)
+                         label_values=self.label_values, label_delim=self.label_delim)
     settings = {k: c[k] for k in ('bptt','max_len','lin_ftrs','ps')}
     learn = ulmfit_classifier(dls, c['config'], 1., **settings)
     load_weights(learn.model, self.module.state_dict())
@@ -308,7 +308,7 @@ def write_models(
     first = models[0]
     if first.learn is not None: _warn_of_loss(first.learn.loss_func)
     thresh = first.thresh.tolist() if hasattr(first.thresh, 'tolist') else first.thresh
-    labels = {k: getattr(first, k) for k in ('label_type','label_delim') if getattr(first, k) not in ('str',None)} # as ever for strings
+    labels = {k: getattr(first, k) for k in ('label_values','label_delim') if getattr(first, k) is not None} # as ever for strings
     config = dict(classes=_plain_classes(first.classes), multi=first.multi, loss=first.loss, thresh=thresh, **labels,
                   processor=_tokenizer_settings(first.processor), models={o.side: o.config for o in models})
     if words is not None and mixture is not None: config['mixture'] = mixture._asdict()
@@ -329,8 +329,10 @@ def _read_side(path, side, config, processor, device):
     if c['bptt']<1 or c['max_len'] is not None and c['max_len']<1: raise ValueError('a chunk has at least one token')
     module = build_module(len(processor.vocab), len(config['classes']), c, device)
     load_weights(module, read_weights(file), f"The weights in {file}")
-    labels = dict(label_type=config.get('label_type', 'str'), label_delim=config.get('label_delim')) # older folders say nothing
-    typed_labels(config['classes'], labels['label_type']) # raises for one that is no number
+    labels = {k: config.get(k) for k in ('label_values','label_delim')} # older folders say nothing
+    values = labels['label_values']
+    if values is not None and list(map(label_name, values))!=config['classes']: raise ValueError('the labels are not those of the classes')
+    if not isinstance(labels['label_delim'] or '', str): raise ValueError('label_delim is no string')
     return TextModel(processor, module, config['classes'], c, config['multi'], side=='bwd', config['loss'], config['thresh'], **labels)
 
 def read_models(

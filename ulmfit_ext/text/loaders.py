@@ -81,10 +81,10 @@ class UlmfitDataLoaders(TextDataLoaders):
         text_col='text',              # Column of the texts, in a table for `test_dl`
         label_col='label',            # Column of the labels
         label_delim:str=None,         # What separates the labels of a text
-        label_type:str='str'          # What the labels are, as `label_type` of `text.labels` says: the names of classes are strings
+        label_values:list=None        # What the classes name, as `label_values` of `text.labels` says; None: strings
     ):
         super().__init__(*loaders, path=path, device=device)
-        store_attr('processor,backwards,text_col,label_col,label_delim,label_type')
+        store_attr('processor,backwards,text_col,label_col,label_delim,label_values')
 
     def new_empty(self):
         "The same without texts: `Learner.export` keeps this"

@@ -41,7 +41,8 @@ def _writable(cell, label_delim):
 def _writable_column(column, label_delim):
     "`column` with each cell as a file can hold it"
     is_plain = column.dtype.kind in 'biufM'   # booleans, numbers, dates
-    return column if is_plain else column.map(lambda cell: _writable(cell, label_delim))
+    if is_plain: return column
+    return pd.Series([_writable(o, label_delim) for o in column], column.index, dtype=object) # `map` makes floats of whole numbers beside one
 
 # %% ../../nbs/16_text.write.ipynb #6ee914f6
 def _parquet_column(column):
@@ -83,10 +84,9 @@ def write_table(
     "Write a table in one of the formats that `read_table` reads. Raises `UlmfitError` where two columns have the same name"
     is_csv = fmt in ('.csv','.tsv')
     compression = 'gzip' if gz else None
-    df = df.set_axis([_writable(str(o), None) for o in df.columns], axis=1)
-    if df.columns.has_duplicates:
-        raise UlmfitError(f'Several columns are called {df.columns[df.columns.duplicated()][0]!r}: rename or drop all but one')
-    if len(df): df = df.apply(_writable_column, label_delim=label_delim if is_csv else None)
+    names = [_writable(str(o), None) for o in df.columns]
+    if twice := [o for o in names if names.count(o)>1]: raise UlmfitError(f'{names.count(twice[0])} columns are called {twice[0]!r}: rename or drop all but one')
+    df = pd.DataFrame({o: _writable_column(df.iloc[:,i], label_delim if is_csv else None) for i,o in enumerate(names)}, df.index)
     if is_csv: _write_csv(df, path, '\t' if fmt=='.tsv' else ',', compression)
     elif fmt=='.parquet': df.apply(_parquet_column).to_parquet(path, index=False)
     else: _write_jsonl(df, path, gz)
