@@ -1,7 +1,7 @@
 "The command `ulmfit`, from outside: whole sessions, bad input, Ctrl-C"
-import gzip,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time
+import errno,gc,gzip,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time
 from pathlib import Path
-import pandas as pd,pytest
+import matplotlib.pyplot as plt,pandas as pd,pytest
 from typer.testing import CliRunner
 import ulmfit_ext.lm as lm,ulmfit_ext.weights as weights
 from fastcore.docments import docments
@@ -361,6 +361,51 @@ def test_path_that_cannot_be_written(home, model, tmp_path):
     fails('evaluate {} {} --plot {}', model, home/'more.csv', f/'a.png', says=str(f))
     fails('pretrain {} --out {}', home/'reviews.csv', f/'lm', says=str(f))
     assert f.read_text()=='keep me'
+
+def test_a_disk_that_is_read_only_or_full(home, model, tmp_path, monkeypatch):
+    "One line with the path; what was there stays, and nothing is raised afterwards"
+    import ulmfit_ext.text.write as write
+    raised = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda o: raised.append(o))
+    old = tmp_path/'a.csv'
+    old.write_text('old')
+    def _full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+    with monkeypatch.context() as m:
+        m.setattr(write, 'write_table', _full)
+        fails('predict {} {} --out {}', model, home/'more.csv', old, says=f'cannot write {old} (No space left on device)')
+    with monkeypatch.context() as m:
+        m.setattr(plt.Figure, 'savefig', _full)
+        fails('evaluate {} {} --plot {}', model, home/'more.csv', tmp_path/'a.png', says=f"cannot write {tmp_path/'a.png'} (No space left on device)")
+    def _read_only(self, *args, **kwargs): raise OSError(errno.EROFS, 'Read-only file system', str(self))
+    with monkeypatch.context() as m:
+        for o in ('touch','unlink'): m.setattr(Path, o, _read_only)
+        fails('predict {} {} --out {}', model, home/'more.csv', old, says=f'cannot write {old} (Read-only file system)')
+        gc.collect()
+    assert not raised and old.read_text()=='old'
+
+def test_parquet_without_pyarrow(home, tmp_path, monkeypatch):
+    "Found out before the model is read, which is not there"
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    fails('predict {} {} --out {}', tmp_path/'no', home/'more.csv', tmp_path/'a.parquet', says='needs the package pyarrow')
+
+def test_columns_that_are_taken(home, model, tmp_path):
+    "Answers can be answered once more, and then it is said before the work"
+    run('predict {} {} --out {}', model, home/'more.csv', tmp_path/'a.csv')
+    fails('predict {} {} --out {}', model, tmp_path/'a.csv', tmp_path/'b.csv', says="has columns 'label' and 'pred_label' already")
+    assert not (tmp_path/'b.csv').exists()
+    (tmp_path/'c.csv').write_text('text,text\na,b\n')
+    fails('predict {} {}', model, tmp_path/'c.csv', says="2 columns are called 'text'")
+
+def test_as_many_answers_as_lines(model, tmp_path):
+    (tmp_path/'a.csv').write_text('text\ngood\n\nbad\n')
+    (tmp_path/'a.txt').write_text('good\n\nbad\n')
+    for o in ('a.csv','a.txt'): assert len(answers(run('predict {} {}', model, tmp_path/o)))==3
+
+def test_a_place_that_is_taken_is_named_before_training(home, tmp_path):
+    (tmp_path/'out'/'model').mkdir(parents=True)
+    (tmp_path/'out'/'model'/'mine.txt').write_text('keep')
+    fails(small+' --out {}', home/'reviews.csv', tmp_path/'out', says='holds mine.txt')
+    assert not (tmp_path/'out'/'lm').exists()
 
 def test_out_is_replaced_only_when_complete(home, model, tmp_path):
     out = tmp_path/'a.csv'

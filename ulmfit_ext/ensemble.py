@@ -356,7 +356,7 @@ def show_results(self:BidirEnsemble,
     outs = self._ask({way: [ds[i][0] for i in idxs] for way,ds in sets.items()})
     targets = self.first.labels([one[i][1] for i in idxs])
     res = pd.DataFrame(dict(text=[self._shown_text(one[i][0], trunc_at) for i in idxs],
-                            target=[', '.join(o) if self.multi else str(o) for o in targets]), index=idxs)
+                            target=[', '.join(map(str, o)) if self.multi else str(o) for o in targets]), index=idxs)
     for way,o in together(outs, self.mixture, self.multi).items(): res[way] = _said(self.first, self.first.probabilities(o))
     return res
 

@@ -27,7 +27,7 @@ def new_file(
             is_open = True
             yield tmp
     except OSError as e:
-        of_other_file = is_open and (isinstance(e, BrokenPipeError) or e.filename not in (None, str(tmp)))
+        of_other_file = is_open and (isinstance(e, BrokenPipeError) or e.filename not in (None, str(tmp), str(path)))
         if of_other_file: raise
         raise UlmfitError(f'cannot write {path} ({e.strerror or e}): choose another path, or make room') from None
 
