@@ -169,6 +169,7 @@ def is_label(o): return not is_gap(o) and bool(o.strip() if isinstance(o, str) e
 
 @prop(60, column=st.lists(st.sampled_from(range(5)), min_size=4, max_size=16), pool=st.lists(labels, min_size=5, max_size=5), pct=st.floats(.05, .95), seed=st.integers(0, 99), listed=st.booleans())
 @example(column=[0,1,0,1,2], pool=['01','1','1.0','x','y'], pct=.2, seed=0, listed=False)
+@example(column=[0,1,2,2], pool=['True',1,True,'',''], pct=.5, seed=0, listed=False) # True equals 1
 def test_each_label_is_a_class_and_each_row_is_on_one_side(column, pool, pct, seed, listed):
     "Distinct labels are distinct classes, which name them again; or it is said that two look the same"
     given = [pool[i] for i in column]

@@ -279,8 +279,8 @@ def _check_looks(col, delim, name):
     "Raise `UlmfitError` where two labels of the column look the same and are not"
     where,first = {},{}
     for i,row in enumerate(cell_labels(col, delim)[0]):
-        for p in row: where.setdefault((isinstance(p, str), p), i)
-    for (_,p),i in where.items():
+        for p in row: where.setdefault((isinstance(p, str), p if isinstance(p, str) else label_name(p)), (p,i)) # True is not the number 1
+    for p,i in where.values():
         other,j = first.setdefault(visible(label_name(p)), (p,i))
         if other is p: continue
         raise UlmfitError(f"column '{name}' has labels that look the same and are not: {other!a:.60} (row {j}) and {p!a:.60} (row {i}, "
