@@ -679,6 +679,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ulmfit_ext.model._dropout': ('model.html#_dropout', 'ulmfit_ext/model.py'),
                                   'ulmfit_ext.model._encoder': ('model.html#_encoder', 'ulmfit_ext/model.py'),
                                   'ulmfit_ext.model._head': ('model.html#_head', 'ulmfit_ext/model.py'),
+                                  'ulmfit_ext.model._label_settings': ('model.html#_label_settings', 'ulmfit_ext/model.py'),
                                   'ulmfit_ext.model._learner_config': ('model.html#_learner_config', 'ulmfit_ext/model.py'),
                                   'ulmfit_ext.model._lstm_layer': ('model.html#_lstm_layer', 'ulmfit_ext/model.py'),
                                   'ulmfit_ext.model._numbers': ('model.html#_numbers', 'ulmfit_ext/model.py'),

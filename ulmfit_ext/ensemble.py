@@ -123,15 +123,6 @@ class BidirEnsemble:
     @property
     def multi(self): return self.first.multi
 
-    def delim(self,
-        given:str=None, # What a user says stands between several labels of a text; None: nothing is said
-    ) -> str: # None: labels are lists, or there is one a text
-        "What stands between several labels: as in the training. Raises `UlmfitError` where something else is `given`"
-        own = self.first.label_delim
-        if self.multi and own and given not in (None,own):
-            raise UlmfitError(f"label_delim is {given!r}, and the model was trained with {own!r} between labels: leave label_delim out")
-        return given or own
-
     def __repr__(self):
         n = len(self.first.processor.vocab)
         voices = ' and '.join([*self.models, *([] if self.words is None else ['words'])])
@@ -147,6 +138,16 @@ class BidirEnsemble:
         return res
 
 # %% ../nbs/33_ensemble.ipynb #17a7723d
+@patch
+def delim(self:BidirEnsemble,
+    given:str=None, # What a user says stands between several labels of a text; None: nothing is said
+) -> str: # None: labels are lists, or there is one a text
+    "What stands between several labels: as in the training. Raises `UlmfitError` where something else is `given`"
+    own = self.first.label_delim
+    if self.multi and own and given not in (None,own):
+        raise UlmfitError(f"label_delim is {given!r}, and the model was trained with {own!r} between labels: leave label_delim out")
+    return given or own
+
 def _read_set(dl):
     "Ids of the texts of the set behind `dl`, in their order, and their targets, or None where it has none"
     items = [dl.dataset[i] for i in range(len(dl.dataset))]

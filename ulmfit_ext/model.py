@@ -183,6 +183,7 @@ def evaluating(
     finally:
         for m in was: m.training = True
 
+# %% ../nbs/31_model.ipynb #02aa7e60
 class LearnerModel(TextModel):
     "A classifier that is still a learner's: it predicts with the weights of the moment"
     def __init__(self,
@@ -323,18 +324,24 @@ def _as_device(device):
         raise UlmfitError(f"device={device!r} cannot be used here ({str(e).splitlines()[0]}): "
                           "give 'cpu', or nothing to choose by itself") from e
 
+def _label_settings(config):
+    "What a folder says of labels; an older one says nothing. Raises `ValueError` where that cannot be"
+    res = {k: config.get(k) for k in ('label_values','label_delim')}
+    values = res['label_values']
+    fits = values is None or [label_name(o) for o in values if isinstance(o, (str,bool,int,float))]==config['classes']
+    if not fits or not isinstance(res['label_delim'], (str,type(None))): raise ValueError('the labels are not those of the classes')
+    return res
+
 def _read_side(path, side, config, processor, device):
     "The model of one direction"
     c,file = config['models'][side],path/f'{side}.safetensors'
     if c['bptt']<1 or c['max_len'] is not None and c['max_len']<1: raise ValueError('a chunk has at least one token')
     module = build_module(len(processor.vocab), len(config['classes']), c, device)
     load_weights(module, read_weights(file), f"The weights in {file}")
-    labels = {k: config.get(k) for k in ('label_values','label_delim')} # older folders say nothing
-    values = labels['label_values']
-    if values is not None and list(map(label_name, values))!=config['classes']: raise ValueError('the labels are not those of the classes')
-    if not isinstance(labels['label_delim'] or '', str): raise ValueError('label_delim is no string')
-    return TextModel(processor, module, config['classes'], c, config['multi'], side=='bwd', config['loss'], config['thresh'], **labels)
+    return TextModel(processor, module, config['classes'], c, config['multi'], side=='bwd', config['loss'], config['thresh'],
+                     **_label_settings(config))
 
+# %% ../nbs/31_model.ipynb #68b6fb1d
 def read_models(
     path, # Folder that `write_models` wrote
     device=None, # Where to compute; None: the GPU if there is one, else the CPU

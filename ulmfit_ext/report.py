@@ -98,6 +98,7 @@ def print_scores(
     print_table(table, title)
     if said := verdict(table.accuracy): print(said)
 
+# %% ../nbs/35_report.ipynb #ced1f1f3
 def print_confused(
     ens, # A `BidirEnsemble`
     answers, # What it says of labelled texts: `ens.answers(…)`
@@ -114,11 +115,12 @@ def save_confusion(
     answers, # What it says of labelled texts: `ens.answers(…)`
     path, # PNG file to write
 ):
-    "Draw the confusion matrix, where there is one, and print what `print_confused` prints. Raises `UlmfitError` where `path` cannot be written"
+    "Draw the confusion matrix, where there is one, and `print_confused`. Raises `UlmfitError` where `path` cannot be written"
     if ens.multi: return
     print_confused(ens, answers)
     with new_file(path) as tmp: save_figure(ens.plot_confusion_matrix(answers), tmp)
 
+# %% ../nbs/35_report.ipynb #cadd4a55
 def print_report(
     ulmfit, # A trained `ULMFiT`
     tests:pd.DataFrame=None, # Labelled texts to test on; None: there are none

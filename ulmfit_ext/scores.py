@@ -28,6 +28,7 @@ def _take_alike(number, names):
     warnings.warn(f"{len(found)} labels are written otherwise than the classes they look like, such as {name!a:.60} and {c!a:.60}: "
                   "they are taken for these", stacklevel=3)
 
+# %% ../nbs/26_scores.ipynb #ae4a5186
 def label_targets(
     labels, # A label for each text; with `multi` a list of labels each, or a string with `label_delim` between
     classes:list, # The classes, in the order of the model's outputs

@@ -11,6 +11,7 @@ from fastai.text.all import *
 import mmap
 from dataclasses import dataclass
 from ..core import *
+from .labels import *
 from .tables import *
 from .tokens import *
 

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['table_readers', 'sample_table', 'csv_rows', 'not_utf16', 'read_json', 'json_rows', 'file_kind', 'reading_file',
-           'read_table', 'get_column', 'as_frame', 'column_texts', 'unlabelled_texts', 'column_labels', 'valid_rows',
-           'is_many', 'label_parts', 'label_name', 'read_labels']
+           'read_table', 'get_column', 'as_frame', 'column_texts', 'unlabelled_texts', 'column_labels', 'valid_rows']
 
 # %% ../../nbs/11_text.tables.ipynb #a000000b
 import codecs,csv,difflib,gzip,io,json,warnings,zlib
@@ -18,7 +17,6 @@ import ulmfit_ext
 from ..core import *
 from .labels import *
 
-_all_ = ['is_many','label_parts','label_name','read_labels'] # `import *` brings these names of `text.labels` too
 
 # %% ../../nbs/11_text.tables.ipynb #b84c40b8
 def sample_table(
@@ -40,8 +38,8 @@ def _csv_lines(f, sep):
         try: row = next(reader)
         except StopIteration: return
         except csv.Error as e:
-            raise UlmfitError(f"the row that begins in line {line} cannot be read ({e}): a quote at the beginning of a field has to be closed "
-                              "at its end, and quotes within are written twice") from None
+            raise UlmfitError(f"the row that begins in line {line} cannot be read ({e}): a quote at the beginning of a field "
+                              "has to be closed at its end, and quotes within are written twice") from None
         yield line,row
 
 def _header(rows):
@@ -55,7 +53,7 @@ def csv_rows(
     f, # A binary file: a header, and a row for each text
     sep:str # What stands between fields
 ):
-    "First the header, then for each row the line on which it begins and its fields. Raises `UlmfitError` that names the line where one is broken"
+    "First the header, then for each row the line on which it begins and its fields. Raises `UlmfitError` that names a broken line"
     rows   = _csv_lines(f, sep)
     header = _header(rows)
     yield header
@@ -68,8 +66,8 @@ def csv_rows(
                               "with separators in them, and none at the end of a line")
         if len(row)<n and not is_blank: short.append(line)
         yield line,row + ['']*(n-len(row))
-    if short: warnings.warn(f"the rows of {len(short)} lines have fewer fields than the header (lines {listing(short)}): what lacks is missing. "
-                            "Does a line break stand in a text without quotes?", stacklevel=2)
+    if short: warnings.warn(f"the rows of {len(short)} lines have fewer fields than the header (lines {listing(short)}): what lacks "
+                            "is missing. Does a line break stand in a text without quotes?", stacklevel=2)
 
 # %% ../../nbs/11_text.tables.ipynb #59227330
 def _holds_rows(row, known, sep):
@@ -79,7 +77,8 @@ def _holds_rows(row, known, sep):
         first,*others = [o.split(sep) for o in cell.replace('\r\n', '\n').split('\n')]
         if not others: continue
         *middle,last = others
-        parts = [(k, first, n-k), *[(0, o, n) for o in middle], (0, last, k+1)] # its first column, its fields, how many a row would have there
+        # of each line: the column where it begins, its fields, how many fields a row would have there
+        parts = [(k, first, n-k), *[(0, o, n) for o in middle], (0, last, k+1)]
         for at,fields,wanted in parts:
             same = [i for i,o in enumerate(fields, at) if i!=k and i<n and o in known[i]]
             if len(fields)==wanted>1 and same: return True
@@ -131,6 +130,7 @@ def _json_table(rows):
     "A list of records, or an object of columns, as a `DataFrame`"
     return pd.DataFrame(rows, dtype=object).apply(_typed)
 
+# %% ../../nbs/11_text.tables.ipynb #33dd6536
 def _json_object(pairs):
     "An object of JSON as a dict. Raises `ValueError` where a name stands twice"
     res = dict(pairs)
@@ -212,7 +212,7 @@ def read_table(
         df = table_readers[kind](io.BytesIO(raw))
     if not len(df): raise UlmfitError(f"'{path}' has a header and no rows: it needs a row for each text")
     twice = df.columns[df.columns.duplicated()].tolist()
-    if twice: raise UlmfitError(f"'{path}': {df.columns.tolist().count(twice[0])} columns are called {twice[0]!r}: rename or drop all but one")
+    if twice: raise UlmfitError(f"'{path}': {list(df).count(twice[0])} columns are called {twice[0]!r}: rename or drop all but one")
     return df
 
 # %% ../../nbs/11_text.tables.ipynb #b838740c

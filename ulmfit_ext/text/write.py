@@ -7,7 +7,7 @@ __all__ = ['table_formats', 'new_file', 'write_table', 'table_writer', 'check_de
 
 # %% ../../nbs/16_text.write.ipynb #dba04b34
 import csv,gzip,importlib.util,json,sys
-import pandas as pd
+import numpy as np,pandas as pd
 from contextlib import contextmanager
 from pathlib import Path
 from ..core import *
@@ -42,7 +42,8 @@ def _writable_column(column, label_delim):
     "`column` with each cell as a file can hold it"
     is_plain = column.dtype.kind in 'biufM'   # booleans, numbers, dates
     if is_plain: return column
-    return pd.Series([_writable(o, label_delim) for o in column], column.index, dtype=object) # `map` makes floats of whole numbers beside one
+    cells = [_writable(o, label_delim) for o in column]
+    return pd.Series(cells, column.index, dtype=object) # `map` would make floats of whole numbers beside one
 
 # %% ../../nbs/16_text.write.ipynb #6ee914f6
 def _parquet_column(column):
@@ -50,17 +51,18 @@ def _parquet_column(column):
     import pyarrow
     if column.dtype!=object: return column
     try: pyarrow.array(column, from_pandas=True)
-    except (ValueError,TypeError,OverflowError,NotImplementedError): return column.map(str, na_action='ignore')
+    except (ValueError,TypeError,OverflowError,NotImplementedError):
+        return column.map(str, na_action='ignore')
     return column
 
 # %% ../../nbs/16_text.write.ipynb #c3f3b6c5
 def _write_csv(df, path, sep, compression):
     has_return = any(isinstance(o, str) and '\r' in o for o in [*df.columns, *df.to_numpy(object).flat])
     quoting = csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL
-    df.to_csv(path, index=False, sep=sep, quoting=quoting, encoding='utf-8', lineterminator='\n', compression=compression)
+    df.to_csv(path, index=False, sep=sep, quoting=quoting, compression=compression, encoding='utf-8', lineterminator='\n')
 
 def _plain(cell):
-    "`cell` as JSON has it: nothing for what is missing, lists for arrays, numbers of Python's, anything else as a string"
+    "`cell` as JSON has it: nothing for what is missing, lists for arrays, numbers of Python's, strings for others"
     if hasattr(cell, 'tolist'): cell = cell.tolist() # NumPy's
     if isinstance(cell, (list,tuple)): return [_plain(o) for o in cell]
     if isinstance(cell, dict): return {str(k): _plain(o) for k,o in cell.items()}
@@ -69,8 +71,10 @@ def _plain(cell):
     return cell if isinstance(cell, float) else cell.isoformat() if hasattr(cell, 'isoformat') else str(cell)
 
 def _write_jsonl(df, path, gz):
-    columns = [[float(str(o)) for o in df[c]] if df[c].dtype=='float32' else map(_plain, df[c]) for c in df]
-    lines = (json.dumps(dict(zip(df.columns, row)), ensure_ascii=False)+'\n' for row in zip(*columns))
+    def _short(o): return float(str(np.float32(o)))
+    columns = [map(_plain, df[c].map(_short) if df[c].dtype=='float32' else df[c]) for c in df]
+    to_json = json.JSONEncoder(ensure_ascii=False, separators=(',',':')).encode
+    lines   = (to_json(dict(zip(df.columns, row)))+'\n' for row in zip(*columns))
     if hasattr(path, 'write'): return path.writelines(lines)
     with (gzip.open if gz else open)(path, 'wt', encoding='utf-8', newline='\n') as f: f.writelines(lines)
 
@@ -81,12 +85,14 @@ def write_table(
     gz:bool=False, # Compress? Not for .parquet, which is compressed anyway
     label_delim:str=',', # What to put between several labels of a text, in CSV and TSV
 ):
-    "Write a table in one of the formats that `read_table` reads. Raises `UlmfitError` where two columns have the same name"
+    "Write a table in a format that `read_table` reads. Raises `UlmfitError` where two columns have one name"
     is_csv = fmt in ('.csv','.tsv')
     compression = 'gzip' if gz else None
     names = [_writable(str(o), None) for o in df.columns]
-    if twice := [o for o in names if names.count(o)>1]: raise UlmfitError(f'{names.count(twice[0])} columns are called {twice[0]!r}: rename or drop all but one')
-    df = pd.DataFrame({o: _writable_column(df.iloc[:,i], label_delim if is_csv else None) for i,o in enumerate(names)}, df.index)
+    if twice := [o for o in names if names.count(o)>1]:
+        raise UlmfitError(f'{names.count(twice[0])} columns are called {twice[0]!r}: rename or drop all but one')
+    columns = [_writable_column(df.iloc[:,i], label_delim if is_csv else None) for i in range(len(names))]
+    df = pd.DataFrame(dict(zip(names, columns)), df.index)
     if is_csv: _write_csv(df, path, '\t' if fmt=='.tsv' else ',', compression)
     elif fmt=='.parquet': df.apply(_parquet_column).to_parquet(path, index=False)
     else: _write_jsonl(df, path, gz)
@@ -100,15 +106,16 @@ def _format_of(path):
     gz   = name.endswith('.gz')
     fmt  = Path(name.removesuffix('.gz')).suffix
     if fmt not in table_formats or (gz and fmt=='.parquet'):
-        raise UlmfitError(f"{path} has an ending that is not known: use one of {', '.join(table_formats)}, the first three also with .gz")
+        raise UlmfitError(f"{path} has an ending that is not known: use one of {', '.join(table_formats)}, "
+                          "the first three also with .gz")
     if fmt=='.parquet' and not importlib.util.find_spec('pyarrow'):
-        raise UlmfitError(f"writing {path} needs the package pyarrow: pip install pyarrow, or choose another ending")
+        raise UlmfitError(f"writing {path} needs the package pyarrow: pip install pyarrow, or take another ending")
     return fmt,gz
 
 @contextmanager
 def table_writer(
     path:Path, # File to write, with a suffix of `table_formats`, all but the last also with .gz; None: stdout, as CSV
-    label_delim:str=',', # What to put between several labels of a text, in CSV and TSV; the function takes another
+    label_delim:str=',', # What to put between several labels of a text, in CSV and TSV
 ):
     "A context that gives a function to write a table with. Raises `UlmfitError` at once where `path` cannot be written"
     if path is None:
@@ -120,13 +127,15 @@ def table_writer(
         with new_file(path) as tmp:
             yield lambda df, label_delim=label_delim: write_table(df, tmp, fmt, gz, label_delim)
 
+# %% ../../nbs/16_text.write.ipynb #c7ae92ac
 def check_delim(
     path:Path, # File to write; None: stdout
     classes:list, # What several labels of a text are taken from
     label_delim:str, # What is put between them, in CSV and TSV
 ):
-    "Raise `UlmfitError` where several labels, once joined, could not be told apart: a class has `label_delim` in its name, or blanks around it"
+    "Raise `UlmfitError` where labels, once joined, could not be told apart: one holds `label_delim`, or has blanks around it"
     if path is not None and _format_of(path)[0] not in ('.csv','.tsv'): return
     odd = [c for c in map(str, classes) if label_parts(c, label_delim)!=[c]]
-    if odd: raise UlmfitError(f"the class {odd[0]!r} cannot be told from others with {label_delim!r} between them: "
-                              "write .jsonl or .parquet, which have lists, or pass another label_delim")
+    if odd:
+        raise UlmfitError(f"the class {odd[0]!r} cannot be told from others with {label_delim!r} between them: "
+                          "write .jsonl or .parquet, which have lists, or pass another label_delim")
