@@ -1,7 +1,7 @@
 "The command `ulmfit`, from outside: whole sessions, bad input, Ctrl-C"
-import gzip,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time
+import errno,gc,gzip,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time
 from pathlib import Path
-import pandas as pd,pytest
+import matplotlib.pyplot as plt,pandas as pd,pytest
 from typer.testing import CliRunner
 import ulmfit_ext.lm as lm,ulmfit_ext.weights as weights
 from fastcore.docments import docments
@@ -146,7 +146,7 @@ def test_formats(home, model, tmp_path, name):
     run('predict {} {} --out {}', model, home/'more.csv', tmp_path/name)
     want = answers(run('predict {} {}', model, home/'more.csv'))
     res  = read_table(tmp_path/name)
-    assert list(res.columns)==list(want.columns) and res.pred_label.tolist()==want.pred_label.tolist() and (res.pos-want.pos).abs().max()<1e-5
+    assert list(res.columns)==list(want.columns) and res.pred_label.tolist()==want.pred_label.tolist() and (res.pos.astype(float)-want.pos).abs().max()<1e-5
     assert [o.name for o in tmp_path.iterdir()]==[name], 'nothing else is left beside it'
 
 def test_evaluate(home, model, tmp_path):
@@ -156,14 +156,26 @@ def test_evaluate(home, model, tmp_path):
     assert float(re.search(r'^all +\S+ +(\S+)', res.stdout, flags=re.M)[1])==pytest.approx(acc, abs=1e-4)
 
 def test_several_labels(tmp_path):
-    "Labels joined by --label-delim go in and come out"
-    df = reviews(60).assign(label=[['sea','hill','sea;hill',''][i%4] for i in range(60)])
+    "Labels joined by --label-delim go in and come out. The model knows it; alone it says that a text has none of them"
+    df = reviews(60).assign(label=[['sea','hill','sea;hill',';',''][i%5] for i in range(60)])
     f = csv(tmp_path/'topics.csv', df)
     run(small+' --out {} --label-delim ;', f, tmp_path/'out')
-    run('predict {} {} --label-delim ; --out {}', tmp_path/'out', f, tmp_path/'a.csv')
+    run('predict {} {} --out {}', tmp_path/'out', f, tmp_path/'a.csv')
     res = pd.read_csv(tmp_path/'a.csv', keep_default_na=False)
-    assert set(res.pred_label) <= {'','sea','hill','hill;sea'}
-    assert 'both' in run('evaluate {} {} --label-delim ;', tmp_path/'out', f).stdout
+    assert set(res.pred_label) <= {';','sea','hill','hill;sea'} and len(res)==60
+    out = run('evaluate {} {}', tmp_path/'out', f).stdout
+    assert 'both' in out and '48 texts of' in out and out==run('evaluate {} {} --label-delim ;', tmp_path/'out', f).stdout
+    assert '60 texts of' in run('evaluate {} {} --label pred_label', tmp_path/'out', tmp_path/'a.csv').stdout, 'answers are labels again'
+    for line in ('predict {} {} --label-delim |', 'evaluate {} {} --label-delim ,'): fails(line, tmp_path/'out', f, says="the model was trained with ';' between labels: leave --label-delim out")
+
+def test_classes_that_hold_what_stands_between_labels(tmp_path):
+    "Found out before the work, and lists have no such trouble"
+    rows = [dict(text=t, label=[['a,b'],['c'],['a,b','c']][i%3]) for i,t in enumerate(reviews().text)]
+    f = jsonl(tmp_path/'t.jsonl', rows)
+    run(small+' --out {}', f, tmp_path/'out')
+    fails('predict {} {}', tmp_path/'out', f, says="the class 'a,b' cannot be told from others with ',' between them")
+    run('predict {} {} --label-delim ;', tmp_path/'out', f)
+    run('predict {} {} --out {}', tmp_path/'out', f, tmp_path/'a.jsonl')
 
 def test_labels_that_are_numbers(tmp_path):
     df = reviews(40)
@@ -349,6 +361,51 @@ def test_path_that_cannot_be_written(home, model, tmp_path):
     fails('evaluate {} {} --plot {}', model, home/'more.csv', f/'a.png', says=str(f))
     fails('pretrain {} --out {}', home/'reviews.csv', f/'lm', says=str(f))
     assert f.read_text()=='keep me'
+
+def test_a_disk_that_is_read_only_or_full(home, model, tmp_path, monkeypatch):
+    "One line with the path; what was there stays, and nothing is raised afterwards"
+    import ulmfit_ext.text.write as write
+    raised = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda o: raised.append(o))
+    old = tmp_path/'a.csv'
+    old.write_text('old')
+    def _full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+    with monkeypatch.context() as m:
+        m.setattr(write, 'write_table', _full)
+        fails('predict {} {} --out {}', model, home/'more.csv', old, says=f'cannot write {old} (No space left on device)')
+    with monkeypatch.context() as m:
+        m.setattr(plt.Figure, 'savefig', _full)
+        fails('evaluate {} {} --plot {}', model, home/'more.csv', tmp_path/'a.png', says=f"cannot write {tmp_path/'a.png'} (No space left on device)")
+    def _read_only(self, *args, **kwargs): raise OSError(errno.EROFS, 'Read-only file system', str(self))
+    with monkeypatch.context() as m:
+        for o in ('touch','unlink'): m.setattr(Path, o, _read_only)
+        fails('predict {} {} --out {}', model, home/'more.csv', old, says=f'cannot write {old} (Read-only file system)')
+        gc.collect()
+    assert not raised and old.read_text()=='old'
+
+def test_parquet_without_pyarrow(home, tmp_path, monkeypatch):
+    "Found out before the model is read, which is not there"
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    fails('predict {} {} --out {}', tmp_path/'no', home/'more.csv', tmp_path/'a.parquet', says='needs the package pyarrow')
+
+def test_columns_that_are_taken(home, model, tmp_path):
+    "Answers can be answered once more, and then it is said before the work"
+    run('predict {} {} --out {}', model, home/'more.csv', tmp_path/'a.csv')
+    fails('predict {} {} --out {}', model, tmp_path/'a.csv', tmp_path/'b.csv', says="has columns 'label' and 'pred_label' already")
+    assert not (tmp_path/'b.csv').exists()
+    (tmp_path/'c.csv').write_text('text,text\na,b\n')
+    fails('predict {} {}', model, tmp_path/'c.csv', says="2 columns are called 'text'")
+
+def test_as_many_answers_as_lines(model, tmp_path):
+    (tmp_path/'a.csv').write_text('text\ngood\n\nbad\n')
+    (tmp_path/'a.txt').write_text('good\n\nbad\n')
+    for o in ('a.csv','a.txt'): assert len(answers(run('predict {} {}', model, tmp_path/o)))==3
+
+def test_a_place_that_is_taken_is_named_before_training(home, tmp_path):
+    (tmp_path/'out'/'model').mkdir(parents=True)
+    (tmp_path/'out'/'model'/'mine.txt').write_text('keep')
+    fails(small+' --out {}', home/'reviews.csv', tmp_path/'out', says='holds mine.txt')
+    assert not (tmp_path/'out'/'lm').exists()
 
 def test_out_is_replaced_only_when_complete(home, model, tmp_path):
     out = tmp_path/'a.csv'

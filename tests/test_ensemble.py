@@ -1,18 +1,20 @@
 "Predictor and BidirEnsemble from outside"
-import random,warnings
+import json,random,warnings
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch
 from fastai.text.all import (AWD_LSTM,CrossEntropyLossFlat,F1Score,F1ScoreMulti,FocalLossFlat,LabelSmoothingCrossEntropyFlat,
     Perplexity,ProgressCallback,RocAucBinary,TextDataLoaders,ValueMetric,accuracy,accuracy_multi,defaults,language_model_learner,text_classifier_learner)
 from torch import nn
 from ulmfit_ext.callback.bpt3c import BPT3C
-from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.core import UlmfitError,save_figure
 from ulmfit_ext.data import ulmfit_dls
-from ulmfit_ext.ensemble import BidirEnsemble,label_targets,mean_logits
+from ulmfit_ext.ensemble import Answers,BidirEnsemble,label_targets,mean_logits
+from ulmfit_ext.export import load_ulmfit
 from ulmfit_ext.mixture import Mixture,equal_mixture
 from ulmfit_ext.model import TextModel
 from ulmfit_ext.predict import Predictor
 from ulmfit_ext.reader import Int8LSTM,Reader
+from ulmfit_ext.report import save_confusion
 from ulmfit_ext.words import BagOfWords
 
 tiny  = dict(emb_sz=8, n_hid=12, n_layers=2)
@@ -281,6 +283,64 @@ def test_predict_df_names(ens):
     with raises('got one'): ens.predict_df('good')
     assert len(ens.predict_df([]))==0 and len(ens.predict_df(df[:0]))==0
 
+def test_names_are_looked_at_before_the_work(ens, monkeypatch):
+    monkeypatch.setattr(BidirEnsemble, 'get_preds', None)
+    df = pd.DataFrame(dict(text=['good'], label=['pos']))
+    for columns in (['pred_label'], ['confidence','pred_confidence'], ['pos','p_pos']):
+        with raises(f"has columns '.*{columns[-1]}' already: rename or drop"): ens.predict_df(df.assign(**dict.fromkeys(columns, 1)))
+
+def some_labels(*values): return pd.Series([values[i%len(values)] for i in range(40)], dtype=object)
+
+@pytest.mark.parametrize('labels', [some_labels(3, 10).astype(int), some_labels(True, False).astype(bool), some_labels(1.5, 2.).astype(float), some_labels(3, 10, None).astype('Int64'),
+    some_labels(True, False, None).astype('boolean'), some_labels(3, 10).astype(int).astype('category'), some_labels('3', '10'), some_labels('b', 'a').astype('category'), some_labels(True, False, None),
+    some_labels(1, 'one'), some_labels(2**70, 1), some_labels(3., 10., None).astype(float), some_labels(3, 10).astype('int8'), some_labels(.1, .2).astype('float32')], ids=lambda o: f'{o.dtype}-{o[0]}-{o[1]}')
+def test_answers_are_labels_of_the_callers_type(tmp_path, labels):
+    "Before a model is saved and after, and what they are compared with says the same as `validate`"
+    df  = make_df(40).assign(label=labels.values)
+    ens = BidirEnsemble(learner(make_dls(tmp_path, df).clas_fwd))
+    there = df[~labels.isna().values]
+    right = ens.validate(df=there).accuracy.iloc[-1]
+    for e in (ens, load_ulmfit(ens.save(tmp_path/'m'))):
+        res = e.predict_df(there)
+        close((res.pred_label==res.label).astype(float).mean(), right)
+        one = e.predict(there.text.iloc[0])[0]
+        assert one==res.pred_label.iloc[0] and type(one) in {type(o) for o in some_labels(*there.label.tolist())}
+        assert all(isinstance(o, str) for o in e.classes)
+        close(e.validate(df=there.assign(label=[str(o) for o in there.label])).accuracy.iloc[-1], right) # as a file has them
+    assert set(ens.show_results().target) <= {str(o) for o in there.label.tolist()}
+
+def test_several_labels_of_the_callers_type(tmp_path):
+    df  = make_df(40).assign(label=[[[1,2],[2],[],[1]][i%4] for i in range(40)])
+    ens = BidirEnsemble(learner(make_dls(tmp_path, df).clas_fwd))
+    for e in (ens, load_ulmfit(ens.save(tmp_path/'m'))):
+        assert {o for row in e.predict_df(df).pred_label for o in row} <= {1,2} and all(type(o) is int for o in e.predict('good')[0])
+    assert len(ens.show_results())==8
+
+def test_folders_of_earlier_versions(ens, tmp_path):
+    "Say nothing of labels, and a wrong word about them is damage"
+    config = json.loads((ens.save(tmp_path/'m')/'config.json').read_text())
+    assert not {'label_values','label_delim'} & set(config) and load_ulmfit(tmp_path/'m').predict('good')[0] in ens.classes
+    for wrong in (dict(label_values=[1,2]), dict(label_values=['pos','neg']), dict(label_values=3), dict(label_delim=3)):
+        (tmp_path/'m'/'config.json').write_text(json.dumps({**config, **wrong}))
+        with raises('config.json'): load_ulmfit(tmp_path/'m')
+
+def test_what_stands_between_labels_is_remembered(multi, tmp_path):
+    t = make_topics(20)
+    for e in (multi, load_ulmfit(multi.save(tmp_path/'m'))):
+        assert e.delim()==e.delim(';')==';'
+        close(e.validate(df=t).accuracy_multi, e.validate(df=t, label_delim=';').accuracy_multi)
+        with raises("label_delim is ',', and the model was trained with ';'"): e.validate(df=t, label_delim=',')
+
+def test_labels_that_look_like_a_class(ens):
+    "The classes are settled, so they are taken for it, and that is said"
+    df = make_df(20, seed=4)
+    want = ens.validate(df=df)
+    for change in (lambda o: o+'\xa0', lambda o: '\ufeff'+o):
+        with pytest.warns(UserWarning, match='written otherwise than the classes they look like'): got = ens.validate(df=df.assign(label=df.label.map(change)))
+        pd.testing.assert_frame_equal(got, want)
+    with pytest.warns(UserWarning, match="'2.0' and '2'"): assert label_targets(['2.0','1'], ['1','2']).tolist()==[1,0]
+    with raises("first is '01'"): label_targets(['01'], ['1','2'])
+
 def test_classes_named_like_columns(tmp_path):
     ens = BidirEnsemble(learner(make_dls(tmp_path, make_df(classes=('label','text'))).clas_fwd))
     assert list(ens.predict_df(['good']).columns)==['text','label','confidence','p_label','p_text']
@@ -377,6 +437,30 @@ def test_confusion(ens):
     assert (cm.values==skm.confusion_matrix(df.label, pred, labels=ens.classes)).all() and list(cm.columns)==ens.classes
     assert ens.most_confused(df)==sorted(ens.most_confused(df), key=lambda o: -o[2]) and sum(o[2] for o in ens.most_confused(df))==(pred!=df.label).sum()
     for norm in (False,True): assert ens.plot_confusion_matrix(df, normalize=norm).get_xlabel()=='predicted'
+
+def test_class_names_are_no_markup(tmp_path):
+    names = ['$a_b^','$\\frac$','x_{1','b\n$y$']
+    df  = make_df(40).assign(label=[names[i%4] for i in range(40)])
+    ens = BidirEnsemble(learner(make_dls(tmp_path, df).clas_fwd))
+    ax  = ens.plot_confusion_matrix(df)
+    save_figure(ax, tmp_path/'a.png')
+    assert [o.get_text() for o in ax.get_xticklabels()]==[' '.join(o.split()) for o in ens.classes]
+
+@pytest.mark.parametrize('n', [30,31,100,101,1500])
+def test_many_classes(ens, n, tmp_path, capsys):
+    "The picture stays as large as it is and has no numbers, and the pairs most often confused are printed beside it"
+    many  = BidirEnsemble(ens.fwd)
+    many.first.classes = [f'c{i}' for i in range(n)]
+    out   = torch.eye(n)[torch.arange(n).roll(1)] # all but the last two are taken for the class before
+    targs = torch.arange(n)
+    out[-2:] = torch.eye(n)[-2:]
+    said  = Answers(dict(forward=out), targs)
+    ax    = many.plot_confusion_matrix(said)
+    assert (len(ax.texts)==n*n)==(n<=30) and (len(ax.get_xticklabels())==n)==(n<=100) and max(ax.figure.get_size_inches())<20
+    pairs = many.most_confused(said)
+    assert len(pairs)==n-2 and ('c1','c0',1) in pairs and ('c0',f'c{n-1}',1) in pairs
+    save_confusion(many, said, tmp_path/'a.png')
+    assert (tmp_path/'a.png').stat().st_size<3e6 and (f'Most often confused, of {n:,} classes' in capsys.readouterr().out)==(n>30)
 
 def test_show_results(ens, multi):
     for e in (ens,multi):

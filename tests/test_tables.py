@@ -7,7 +7,9 @@ from ulmfit_ext.core import UlmfitError,atomic_write
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.text.corpus import TextStream
 from ulmfit_ext.text.loaders import text_setup
-from ulmfit_ext.text.tables import read_labels,read_table
+from ulmfit_ext.text.labels import read_labels
+from ulmfit_ext.text.tables import read_table,unlabelled_texts
+from ulmfit_ext.text.write import write_table
 
 pytestmark = pytest.mark.usefixtures('strict_warnings')
 
@@ -36,11 +38,13 @@ def test_read_table_kinds(tmp_path, kind, gz):
     p = tmp_path/(f'x.{kind}' + '.gz'*gz)
     p.write_bytes(gzip.compress(b) if gz else b)
     got = read_table(p)
-    assert got.text.tolist()==df.text.tolist() and got.label.tolist()==df.label.tolist()
+    want = df.label.astype(str) if kind in ('csv','tsv') else df.label # these have no types
+    assert got.text.tolist()==df.text.tolist() and got.label.tolist()==want.tolist()
 
 def test_read_table_txt(tmp_path):
+    "A row for each line, blank ones too; as texts without labels these are left out"
     (tmp_path/'x.txt').write_text('one\r\n\ntwo\n')
-    assert read_table(tmp_path/'x.txt').text.tolist()==['one','two']
+    assert read_table(tmp_path/'x.txt').text.tolist()==['one','','two'] and unlabelled_texts(tmp_path/'x.txt', 'text')==['one','two']
 
 @pytest.mark.parametrize('name,content,match', [
     ('a.csv', b'', 'is empty'), ('a.csv', b' \n ', 'is empty'), ('a.csv', b'text,label\n', 'no rows'), ('a.xlsx', b'x', 'cannot tell'), ('a', b'x', 'cannot tell'),
@@ -59,15 +63,57 @@ def test_rows_with_more_fields_than_the_header(tmp_path, lines):
     with fails('a.csv.*more fields than its header \\(text, label\\)'): read_table(tmp_path/'a.csv')
     with fails('more fields than its header'): list(TextStream(tmp_path/'a.csv'))
 
-@pytest.mark.parametrize('cells,want', [(['007','7'], ['007','7']), (['1.50','2'], ['1.50','2']), (['true','false'], ['true','false']), (['True','False'], [True,False]), (['10','9'], [10,9]),
-    (['0.5','-1e-07'], [.5,-1e-7]), (['12345678901234567',''], [12345678901234567,None]), (['1.5',''], [1.5,None]), (['nan','1.5'], ['nan','1.5']), (['inf','-inf'], ['inf','-inf']), (['1_0','2'], ['1_0','2']),
-    (['123456789012345678901234567890','1'], ['123456789012345678901234567890','1']), (['NA','x'], ['NA','x'])])
-def test_cells_are_as_they_are_written(tmp_path, cells, want):
-    "Numbers only where all of a column would be written just so again; whole numbers stay whole beside a gap"
-    (tmp_path/'a.csv').write_text('text,x\n' + ''.join(f't,{o}\n' for o in cells))
+@pytest.mark.parametrize('cells', [['007','7'], ['1.50','2'], ['True','False'], ['10','9'], ['12345678901234567',''], ['1','1.0'], ['nan','1.5'], ['NA','null'], ['2020-01-01','None']])
+@pytest.mark.parametrize('more', ['3','x'])
+def test_cells_are_the_text_that_stands_there(tmp_path, cells, more):
+    "Whatever else the column holds, and all the way through a table of answers"
+    (tmp_path/'a.csv').write_text('text,x\n' + ''.join(f't,{o}\n' for o in [*cells, more]))
     got = read_table(tmp_path/'a.csv')
-    assert [None if pd.isna(o) else o for o in got.x.tolist()]==want
-    if None not in want or isinstance(want[0], int): assert read_table(tmp_path/'a.csv').to_csv(index=False)==(tmp_path/'a.csv').read_text()
+    assert ['' if pd.isna(o) else o for o in got.x.tolist()]==[*cells, more] and got.to_csv(index=False)==(tmp_path/'a.csv').read_text()
+    df = pd.concat([got]*2).assign(text=[f'text {i}' for i in range(6)]) if '' not in cells else None
+    if df is not None: assert ulmfit_dls(df, label_col='x', path=tmp_path, min_freq=1, valid_pct=.5).y==[*cells, more]*2
+
+@pytest.mark.parametrize('name,content,says', [
+    ('a.csv', 'text,label\na,x\n"never closed,y\nb,x\n', 'begins in line 3'), ('a.csv', 'text,label\n"Great" film,x\n', 'begins in line 2'),
+    ('a.csv', 'text,label\n"two\nlines",x\n"b "c" d",x\n', 'begins in line 4'), ('a.tsv', 'text\tlabel\n"a\tx\nb "c"\ty\n', 'begins in line 2'),
+    ('a.csv', 'text,text\na,b\n', "2 columns are called 'text'"), ('a.jsonl', '{"text": "a", "text": "b"}\n', "line 1 .*'text' stands twice"),
+    ('a.json', '[{"text": "a", "y": {"b": 1, "b": 2}}]', "'b' stands twice"), ('a.json', '[["a","b"]]', 'list of objects')])
+def test_rows_and_columns_that_would_be_lost(tmp_path, name, content, says):
+    (tmp_path/name).write_text(content)
+    with fails(f'{name}.*{says}'): read_table(tmp_path/name)
+
+def test_rows_that_a_quote_swallowed(tmp_path):
+    "It was forgotten in line 2, and another closes by chance. Texts with line breaks and commas are left in peace"
+    rows = [('text','label'), ('"one','pos'), ('two','neg'), ('a screen of 5"','pos'), ('three','neg'), ('four','pos')]
+    for order in (1,-1):
+        (tmp_path/'a.csv').write_text(''.join(','.join(o[::order])+'\n' for o in rows))
+        with pytest.warns(UserWarning, match='1 rows hold lines that look like rows.*lines 2'): read_table(tmp_path/'a.csv')
+    (tmp_path/'b.csv').write_text('text,label\n"Dear all,\nwell, it was good,\nyours",pos\n"a,b\nc,d",neg\n')
+    assert len(read_table(tmp_path/'b.csv'))==2
+
+def test_rows_with_fewer_fields_than_the_header(tmp_path):
+    (tmp_path/'a.csv').write_text('text,label\na line\nbreak,pos\nb,neg\n')
+    with pytest.warns(UserWarning, match='fewer fields than the header .lines 2.'): got = read_table(tmp_path/'a.csv')
+    assert len(got)==3 and got.label.isna().tolist()==[True,False,False]
+
+def test_blank_lines(tmp_path):
+    "In a file of one column each is a row with an empty text"
+    (tmp_path/'a.csv').write_text('text\none\n\nthree\n')
+    (tmp_path/'b.csv').write_text('text,label\none,x\n\nthree,y\n')
+    assert read_table(tmp_path/'a.csv').text.fillna('').tolist()==['one','','three'] and len(read_table(tmp_path/'b.csv'))==2
+
+def test_long_cells(tmp_path):
+    (tmp_path/'a.csv').write_text(f'text,label\n{"x"*200_000},a\n')
+    assert len(read_table(tmp_path/'a.csv').text[0])==200_000
+
+def test_numbers_of_other_kinds_keep_their_digits(tmp_path):
+    "pandas makes floats of whole numbers beside a float or a gap"
+    (tmp_path/'a.jsonl').write_text('{"text": "a", "id": 9007199254740993}\n{"text": "b", "id": 0.5}\n')
+    assert read_table(tmp_path/'a.jsonl').id.tolist()==[9007199254740993,.5]
+    pd.DataFrame(dict(text=['a','b'], id=pd.array([9007199254740993,None], 'Int64'))).to_parquet(tmp_path/'b.parquet')
+    assert read_table(tmp_path/'b.parquet').id[0]==9007199254740993
+    pd.DataFrame(dict(text=['a','b']), index=pd.Index([7,8], name='id')).to_parquet(tmp_path/'c.parquet')
+    assert read_table(tmp_path/'c.parquet').id.tolist()==[7,8]
 
 def test_whole_numbers_beside_a_gap_in_json(tmp_path):
     rows = [dict(text='a', id=12345678901234567, x=1.5), dict(text='b', x=2.), dict(text='c', id=3)]
@@ -122,10 +168,27 @@ def test_frame_is_left_alone(df, tmp_path):
 # ---- labels
 
 def test_labels_become_strings(tmp_path):
-    for labels,classes in (([10,2]*6, ['2','10']), ([1.,0.]*6, ['0','1']), ([True,False]*6, ['False','True']), (['b','a']*6, ['a','b']), ([' b','b ']*5+['a']*2, ['a','b']),
+    for labels,classes in (([10,2]*6, ['2','10']), ([1.,0.]*6, ['0','1']), ([True,False]*6, ['False','True']), (['b','a']*6, ['a','b']), ([' b','a ']*6, [' b','a ']), (['10','9','9.5']*4, ['9','9.5','10']),
                            (['\ud800x\x00','y']*6, ['y','\ufffdx ']), (pd.Categorical(['u','v']*6, categories=['v','u','never']), ['u','v'])):
         d = ulmfit_dls(pd.DataFrame({'text': [f'text {i}' for i in range(12)], 'label': pd.Series(labels, dtype=object) if isinstance(labels, list) else labels}), path=tmp_path, min_freq=1, seed=0)
         assert d.classes==classes and text_setup(d.clas_fwd).classes==classes and json.loads(json.dumps(d.classes))==classes
+
+@pytest.mark.parametrize('a,b', [('pos','pos '), (' pos','pos'), ('pos','pos\xa0'), ('a b','a\xa0b'), ('caf\xe9','cafe\u0301'), ('pos','po\u200bs'), ('pos','\ufeffpos'), ('pos','pos\ufe0f'),
+    ('a\x07','a\x08'), (1,'1'), (True,'True')])
+def test_labels_that_look_the_same(df, tmp_path, a, b):
+    "Neither two classes, nor silently one"
+    df = df.assign(label=pd.Series([a,'other']*29+[b]*2, dtype=object))
+    with fails('label.*look the same and are not') as e: ulmfit_dls(df, path=tmp_path, min_freq=1)
+    assert ascii(a) in str(e.value) and ascii(b) in str(e.value) and 'row 0' in str(e.value) and 'row 58' in str(e.value)
+    with fails('look the same'): ulmfit_dls(df.assign(label=[[o] for o in df.label]), path=tmp_path, min_freq=1)
+
+def test_none_of_the_labels(tmp_path):
+    "An empty cell of a file says nothing; the delimiter alone says that there is none, and so do answers"
+    (tmp_path/'a.csv').write_text('text,label\n' + 'a,x;y\nb,x\nc,;\nd,\n'*3)
+    with pytest.warns(UserWarning, match='3 of 12 rows have no label'): d = ulmfit_dls(tmp_path/'a.csv', label_delim=';', path=tmp_path, min_freq=1)
+    assert d.y[:4]==[['x','y'],['x'],[],None] and 2 in {*d.train_idx,*d.valid_idx} and 3 not in {*d.train_idx,*d.valid_idx}
+    write_table(pd.DataFrame(dict(text='abc', label=d.y[:3])), tmp_path/'b.csv', label_delim=';')
+    assert read_labels(read_table(tmp_path/'b.csv').label, ';')[0]==d.y[:3]
 
 def test_missing_labels_join_the_unlabelled(df, tmp_path):
     for none in (None, float('nan'), '', ' '):

@@ -18,6 +18,7 @@ from .callback.bptt import *
 from .callback.precision import *
 from .callback.steady import *
 from .core import *
+from .text.labels import *
 from .text.tables import *
 from .text.tokens import *
 from .text.corpus import *

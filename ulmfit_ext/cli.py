@@ -239,9 +239,8 @@ def _new_ulmfit(o, df, columns):
 
 # %% ../nbs/42_cli.ipynb #04879b30
 def _train(o):
-    from ulmfit_ext.core import save_figure
     from ulmfit_ext.scores import label_targets
-    from ulmfit_ext.report import baseline_scores,labelled_rows,print_report
+    from ulmfit_ext.report import baseline_scores,labelled_rows,print_report,save_confusion
     from ulmfit_ext.text.tables import read_table
     began,columns = time.time(),dict(text_col=o.text, label_col=o.label, label_delim=o.label_delim)
     df    = read_table(o.file)
@@ -256,11 +255,9 @@ def _train(o):
                dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe),
                refit=None if o.refit else False)
     answers = print_report(ulmfit, tests, baselines, **columns)
-    ens = ulmfit.ensemble
-    if not ens.multi: save_figure(ens.plot_confusion_matrix(answers), o.out/'confusion.png')
-    delim = ['--label-delim', o.label_delim] if o.label_delim else []
+    save_confusion(ulmfit.ensemble, answers, o.out/'confusion.png')
     _print_next(f"The model is in {o.out/'model'}, plots are in {o.out}. It took {(time.time()-began)/60:.1f} minutes.",
-                'ulmfit', 'predict', o.out/'model', 'FILE', '--text', o.text, *delim)
+                'ulmfit', 'predict', o.out/'model', 'FILE', '--text', o.text)
 
 # %% ../nbs/42_cli.ipynb #c0d3944d
 @command('ulmfit train reviews.csv --text review --label stars',
@@ -283,7 +280,7 @@ def train(
     valid:str=None, # Column that says which rows to hold out instead (true or false)
     test:Path=None, # Table of labelled texts to test the finished model on
     unlabelled:Path=None, # More text for the language model
-    label_delim:str=None, # A text may have several labels, with this between them
+    label_delim:str=None, # A text may have several labels, with this between them; alone it says that a text has none
     min_freq:int=3, # Words seen less often than this are unknown words
     max_vocab:int=60000, # Words taken from the texts at most; those of the pretrained model come on top
     lm_epochs:int=None, # Epochs of the language model at most; 0: leave it as it is. If not given: 10, for much text fewer
@@ -330,17 +327,19 @@ def predict(
     sentence:list[str]=[], # A text, instead of FILE; may be given several times
     out:Path=None, # File for the answers: .csv, .tsv, .jsonl or .parquet. If not given: stdout, as CSV
     text_only:bool=False, # Of the columns of FILE keep only the texts
-    label_delim:str=',', # What to put between labels, where a text may have several
+    label_delim:str=None, # What to put between labels, where a text may have several. If not given: as in training, or a comma
     quantize:bool=False, # Compute in 8-bit integers, on the CPU
 ):
     "Label texts: beside each its label, how sure the model is, and the probability of every class."
     if bool(file)==bool(sentence): raise typer.BadParameter('give either a FILE or --sentence')
-    from ulmfit_ext.text.write import table_writer
-    with table_writer(out, label_delim=label_delim) as write:
+    from ulmfit_ext.text.write import check_delim,table_writer
+    with table_writer(out) as write:
         with redirect_stdout(sys.stderr):
-            texts   = _texts_to_label(file, text, sentence, text_only)
-            answers = _load_model(model, quantize).predict_df(texts, text_col=text, progress=sys.stderr.isatty())
-        write(answers)
+            texts,ens = _texts_to_label(file, text, sentence, text_only),_load_model(model, quantize)
+            delim = ens.delim(label_delim) or ','
+            if ens.multi: check_delim(out, ens.classes, delim)
+            answers = ens.predict_df(texts, text_col=text, progress=sys.stderr.isatty())
+        write(answers, delim)
     if out: print(f'{len(answers):,} texts labelled, in {out}', file=sys.stderr)
 
 # %% ../nbs/42_cli.ipynb #33b75f27
@@ -351,22 +350,25 @@ def evaluate(
     file:Path, # Table of labelled texts
     text:str='text', # Column that holds the texts
     label:str='label', # Column that holds the labels; rows without one are left out
-    label_delim:str=',', # What stands between labels, where a text may have several
+    label_delim:str=None, # What stands between labels, where a text may have several. If not given: as in training, or a comma
     plot:Path=None, # Picture of the confusion matrix to write
     quantize:bool=False, # Compute in 8-bit integers, on the CPU
 ):
     "Compare a model's answers with the labels of a table: words, forward, backward and all together."
     from ulmfit_ext.core import UlmfitError,save_figure
-    from ulmfit_ext.report import labelled_rows,print_scores,scores
+    from ulmfit_ext.report import labelled_rows,print_confused,print_scores,scores
     from ulmfit_ext.text.write import new_file
     with (new_file(plot) if plot else nullcontext()) as tmp, log_to(sys.stderr):
-        ens,df = _load_model(model, quantize),labelled_rows(file, text, label)
+        ens = _load_model(model, quantize)
+        delim = (ens.delim(label_delim) or ',') if ens.multi else None
+        df = labelled_rows(file, text, label, delim)
         if plot and ens.multi:
             raise UlmfitError('A text can have several labels here, so there is no confusion matrix: leave --plot out')
-        answers = ens.answers(df=df, text_col=text, label_col=label, label_delim=label_delim)
+        answers = ens.answers(df=df, text_col=text, label_col=label, label_delim=delim)
         table = scores(ens, answers)
         if plot: save_figure(ens.plot_confusion_matrix(answers), tmp)
     print_scores(table, f'{len(df):,} texts of {file}')
+    print_confused(ens, answers)
 
 # %% ../nbs/42_cli.ipynb #bdcb2e4d
 def _with_subwords(o):

@@ -10,6 +10,7 @@ from fastai.text.all import *
 import hashlib
 from functools import cached_property
 from .core import *
+from .text.labels import *
 from .text.tables import *
 from .text.tokens import *
 from .text.corpus import * # for those who look for its names in this module, where they once were
@@ -150,7 +151,7 @@ def ulmfit_dls(
     seed:int=None,               # Of the random split; None: another split each time
     bs:int=None,                 # Batch size: streams of the language models, texts of the classifiers; None: `lm_streams`, and 64
     bptt:int=70,                 # Tokens that a language model reads at a time; classifiers pad in steps of it
-    label_delim:str=None,        # What separates the labels of a text, such as ';'
+    label_delim:str=None,        # What separates the labels of a text, such as ';'; alone it says that a text has none
     min_freq:int=3,              # Words that occur less often are unknown
     max_vocab:int=60000,         # Words counted in the texts, at most; `known` ones come on top
     known:list=None,             # Vocabulary of a pretrained model, whose words become part of this one too
@@ -172,7 +173,8 @@ def ulmfit_dls(
     tokens = tokenize_once(texts+extra, lang, path, cache, progress)
     if vocab is None: vocab = _count_vocab(tokens, min_freq, max_vocab, known)
     if bs is None: bs = lm_streams(tokens.offs[-1]-np.diff(tokens.offs)[valid].sum(), bptt)
-    cols = dict(text_col=text_col, label_col=label_col, label_delim=label_delim)
+    values = None if label_col is None else label_values(df[label_col], classes, label_delim)
+    cols = dict(text_col=text_col, label_col=label_col, label_delim=label_delim, label_values=values)
     n_unlabelled = len(extra) + int(missing.sum())
     return UlmfitDls(tokens, TextProcessor(vocab, lang), y, classes, multi, labelled, valid, n_unlabelled,
                      path, bs, bptt, clas_bs, cols)

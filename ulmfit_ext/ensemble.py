@@ -7,6 +7,7 @@ __all__ = ['Answers', 'check_pair', 'BidirEnsemble']
 
 # %% ../nbs/33_ensemble.ipynb #d30839f0
 import itertools,random,textwrap
+import numpy as np
 from collections import namedtuple
 import torch
 from .core import *
@@ -121,6 +122,7 @@ class BidirEnsemble:
     def classes(self): return list(self.first.classes)
     @property
     def multi(self): return self.first.multi
+
     def __repr__(self):
         n = len(self.first.processor.vocab)
         voices = ' and '.join([*self.models, *([] if self.words is None else ['words'])])
@@ -136,6 +138,16 @@ class BidirEnsemble:
         return res
 
 # %% ../nbs/33_ensemble.ipynb #17a7723d
+@patch
+def delim(self:BidirEnsemble,
+    given:str=None, # What a user says stands between several labels of a text; None: nothing is said
+) -> str: # None: labels are lists, or there is one a text
+    "What stands between several labels: as in the training. Raises `UlmfitError` where something else is `given`"
+    own = self.first.label_delim
+    if self.multi and own and given not in (None,own):
+        raise UlmfitError(f"label_delim is {given!r}, and the model was trained with {own!r} between labels: leave label_delim out")
+    return given or own
+
 def _read_set(dl):
     "Ids of the texts of the set behind `dl`, in their order, and their targets, or None where it has none"
     items = [dl.dataset[i] for i in range(len(dl.dataset))]
@@ -240,7 +252,7 @@ def answers(self:BidirEnsemble,
         import pandas as pd
         from ulmfit_ext.text.tables import as_frame,get_column
         if not isinstance(df, pd.DataFrame): df = as_frame(df)
-        if label_delim is None: label_delim = getattr(getattr(self.first.learn, 'dls', None), 'label_delim', None)
+        label_delim = self.delim(label_delim)
         targs  = label_targets(get_column(df, label_col, 'label_col'), self.classes, self.multi, label_delim)
         outs,_ = self._outputs(texts=get_column(df, text_col, 'text_col').tolist())
     if targs is None or not len(targs):
@@ -285,12 +297,15 @@ def _as_table(texts, text_col):
     if isinstance(texts, pd.Series):    return texts.to_frame(text_col)
     return pd.DataFrame({text_col: pd.Series(as_texts(texts), dtype=object)})
 
-def _free_name(name, taken, prefix):
-    "`name`, or if it is taken `name` with `prefix`"
-    if name not in taken: return name
-    if prefix+name in taken:
-        raise UlmfitError(f"The table has columns {name!r} and {prefix+name!r} already: rename one of them")
-    return prefix+name
+def _new_names(columns, classes):
+    "Names of the columns for label, confidence and each class: with a prefix where the table with `columns` has one of that name"
+    taken = {str(c) for c in columns}
+    def _free(name, prefix):
+        res = prefix+name if name in taken else name
+        if res in taken: raise UlmfitError(f"The table has columns {name!r} and {res!r} already: rename or drop one of them")
+        taken.add(res)
+        return res
+    return [_free('label', 'pred_'), _free('confidence', 'pred_'), *[_free(str(c), 'p_') for c in classes]]
 
 def _confidence(probs, multi):
     "How sure the model is of each text (texts,): with `multi` of the least certain yes or no"
@@ -307,14 +322,11 @@ def predict_df(self:BidirEnsemble,
     import pandas as pd
     from ulmfit_ext.text.tables import get_column
     df = _as_table(texts, text_col)
-    probs,_ = self.get_preds(texts=get_column(df, text_col, 'text_col').tolist(), progress=progress)
+    col,names = get_column(df, text_col, 'text_col'),_new_names(df.columns, self.classes)
+    probs,_ = self.get_preds(texts=col.tolist(), progress=progress)
     labels  = pd.Series(self.first.labels(self.first.decisions(probs)), dtype=object).infer_objects()
-    new,taken = {},[str(c) for c in df.columns]
-    def _add(name, values, prefix): new[_free_name(name, taken + list(new), prefix)] = values
-    _add('label', labels.values, 'pred_')
-    _add('confidence', _confidence(probs, self.multi).numpy(), 'pred_')
-    for c,p in zip(self.classes, probs.T): _add(str(c), p.numpy(), 'p_')
-    return pd.concat([df, pd.DataFrame(new, index=df.index)], axis=1)
+    columns = [labels.values, _confidence(probs, self.multi).numpy(), *[p.numpy() for p in probs.T]]
+    return pd.concat([df, pd.DataFrame(dict(zip(names, columns)), index=df.index)], axis=1)
 
 # %% ../nbs/33_ensemble.ipynb #b9b478d8
 def _said(model, probs):
@@ -345,7 +357,7 @@ def show_results(self:BidirEnsemble,
     outs = self._ask({way: [ds[i][0] for i in idxs] for way,ds in sets.items()})
     targets = self.first.labels([one[i][1] for i in idxs])
     res = pd.DataFrame(dict(text=[self._shown_text(one[i][0], trunc_at) for i in idxs],
-                            target=[', '.join(o) if self.multi else str(o) for o in targets]), index=idxs)
+                            target=[', '.join(map(str, o)) if self.multi else str(o) for o in targets]), index=idxs)
     for way,o in together(outs, self.mixture, self.multi).items(): res[way] = _said(self.first, self.first.probabilities(o))
     return res
 
@@ -372,17 +384,32 @@ def most_confused(self:BidirEnsemble,
     **kwargs
 ) -> list: # (actual, predicted, how often), the most frequent first
     "Which classes were taken for which, most often first"
-    counts = self.confusion_matrix(*args, **kwargs)
-    pairs  = [(a, p, int(counts.loc[a,p])) for a,p in itertools.permutations(self.classes, 2)]
-    return sorted([o for o in pairs if o[2]>=min_val], key=lambda o: o[2], reverse=True)
+    counts = self.confusion_matrix(*args, **kwargs).to_numpy(copy=True)
+    np.fill_diagonal(counts, -1)
+    classes = self.classes
+    pairs = [(classes[a], classes[p], int(counts[a,p])) for a,p in np.argwhere(counts>=max(min_val, 0))]
+    return sorted(pairs, key=lambda o: o[2], reverse=True)
 
 # %% ../nbs/33_ensemble.ipynb #477b917a
+_most_numbers,_most_named = 30,100
+
 def _label_axes(ax, names):
-    "Class names on both axes"
+    "Class names on both axes, where there is room for them: as they stand, with no `$` read as mathematics"
+    ax.set(xlabel='predicted', ylabel='actual')
+    if len(names)>_most_named: return
     names = [textwrap.shorten(str(c), 24, placeholder='…') or str(c)[:24] for c in names]
-    ax.set(xticks=range(len(names)), yticks=range(len(names)), xlabel='predicted', ylabel='actual')
-    ax.set_xticklabels(names, rotation=90 if max(map(len, names))>4 else 0)
-    ax.set_yticklabels(names)
+    style = dict(parse_math=False, **(dict(fontsize=6) if len(names)>_most_numbers else {}))
+    ax.set(xticks=range(len(names)), yticks=range(len(names)))
+    ax.set_xticklabels(names, rotation=90 if max(map(len, names))>4 else 0, **style)
+    ax.set_yticklabels(names, **style)
+
+def _write_counts(ax, vals, normalize, top):
+    "A number in each cell"
+    n = len(vals)
+    for i,j in itertools.product(range(n), range(n)):
+        v = vals[i,j]
+        ax.text(j, i, f'{v:.2f}' if normalize else f'{v:,}', ha='center', va='center', fontsize=9 if n<12 else 6,
+                color='white' if v>top*.55 else 'black')
 
 @patch
 def plot_confusion_matrix(self:BidirEnsemble,
@@ -393,19 +420,17 @@ def plot_confusion_matrix(self:BidirEnsemble,
     ax=None, # Axes to draw on; None: a new figure
     **kwargs
 ): # The matplotlib Axes
-    "Draw the confusion matrix of the ensemble"
+    "Draw the confusion matrix of the ensemble. Above 30 classes without numbers, see `most_confused`; above 100 without names"
     import matplotlib.pyplot as plt
     counts = self.confusion_matrix(*args, **kwargs)
     n,vals = len(counts),counts.values
     if normalize: vals = vals/vals.sum(1, keepdims=True).clip(min=1)
-    if ax is None: ax = plt.subplots(figsize=figsize or (2.4+.55*n, 2.+.5*n), layout='constrained')[1]
+    size = min(n, _most_numbers)
+    if ax is None: ax = plt.subplots(figsize=figsize or (2.4+.55*size, 2.+.5*size), layout='constrained')[1]
     top = 1. if normalize else max(1, vals.max())
     ax.imshow(vals, cmap=cmap, vmin=0, vmax=top)
     _label_axes(ax, counts.index)
-    for i,j in itertools.product(range(n), range(n)):
-        v = vals[i,j]
-        ax.text(j, i, f'{v:.2f}' if normalize else f'{v:,}', ha='center', va='center', fontsize=9 if n<12 else 6,
-                color='white' if v>top*.55 else 'black')
+    if n<=_most_numbers: _write_counts(ax, vals, normalize, top)
     return ax
 
 # %% ../nbs/33_ensemble.ipynb #94ac4a0b

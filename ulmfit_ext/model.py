@@ -13,6 +13,7 @@ from pathlib import Path
 from .core import *
 from .core import no_collections,patch
 from .text.tokens import *
+from .text.labels import *
 from .words import *
 from .mixture import *
 from .folder import *
@@ -76,9 +77,12 @@ class TextModel:
         backwards:bool=False, # Does it read texts from their end?
         loss:str='', # Name of the loss that it was trained with
         thresh=None, # With `multi`, how likely a label has to be: a number, or one for each class; None: 0.5
+        label_values:list=None, # What the classes name: numbers, booleans or strings; None: the classes themselves
+        label_delim:str=None, # What separated the labels of a text in the training; None: they were lists, or there was one
     ):
         self.processor,self.module,self.classes,self.config = processor,module,classes,config
         self.multi,self.backwards,self.loss,self.thresh = multi,backwards,loss,thresh
+        self.label_values,self.label_delim = label_values,label_delim
 
     @property
     def direction(self): return 'backward' if self.backwards else 'forward'
@@ -125,9 +129,10 @@ def decisions(self:TextModel,
 def labels(self:TextModel,
     decisions, # What `decisions` gave, or targets
 ) -> list: # A class for each text; where a text can have several labels a list of them for each
-    "The names of what was decided"
-    if not self.multi: return [self.classes[int(i)] for i in decisions]
-    return [[c for c,on in zip(self.classes, row) if on] for row in decisions]
+    "What was decided, as labels such as the model was trained on"
+    labels = self.label_values or self.classes
+    if not self.multi: return [labels[int(i)] for i in decisions]
+    return [[c for c,on in zip(labels, row) if on] for row in decisions]
 
 # %% ../nbs/31_model.ipynb #267e24e7
 def _checked_module(learn):
@@ -178,6 +183,7 @@ def evaluating(
     finally:
         for m in was: m.training = True
 
+# %% ../nbs/31_model.ipynb #02aa7e60
 class LearnerModel(TextModel):
     "A classifier that is still a learner's: it predicts with the weights of the moment"
     def __init__(self,
@@ -201,6 +207,10 @@ class LearnerModel(TextModel):
     def loss(self): return type(self.learn.loss_func).__name__
     @property
     def thresh(self): return getattr(self.learn.loss_func, 'thresh', None)
+    @property
+    def label_values(self): return getattr(self.learn.dls, 'label_values', None)
+    @property
+    def label_delim(self): return getattr(self.learn.dls, 'label_delim', None)
     @property
     def pad_idx(self): return self.module[0].pad_idx
     @property
@@ -250,7 +260,8 @@ def to_learner(self:TextModel,
     from ulmfit_ext.text.loaders import clas_dls
     c = self.config
     if dls is not None: _check_data(self, dls)
-    else: dls = clas_dls([], [], [[],[]], self.processor, self.classes, self.multi, self.backwards, bptt=c['bptt'], device=self.device)
+    else: dls = clas_dls([], [], [[],[]], self.processor, self.classes, self.multi, self.backwards, bptt=c['bptt'], device=self.device,
+                         label_values=self.label_values, label_delim=self.label_delim)
     settings = {k: c[k] for k in ('bptt','max_len','lin_ftrs','ps')}
     learn = ulmfit_classifier(dls, c['config'], 1., **settings)
     load_weights(learn.model, self.module.state_dict())
@@ -298,7 +309,8 @@ def write_models(
     first = models[0]
     if first.learn is not None: _warn_of_loss(first.learn.loss_func)
     thresh = first.thresh.tolist() if hasattr(first.thresh, 'tolist') else first.thresh
-    config = dict(classes=_plain_classes(first.classes), multi=first.multi, loss=first.loss, thresh=thresh,
+    labels = {k: getattr(first, k) for k in ('label_values','label_delim') if getattr(first, k) is not None} # as ever for strings
+    config = dict(classes=_plain_classes(first.classes), multi=first.multi, loss=first.loss, thresh=thresh, **labels,
                   processor=_tokenizer_settings(first.processor), models={o.side: o.config for o in models})
     if words is not None and mixture is not None: config['mixture'] = mixture._asdict()
     return write_folder(path, config, list(first.processor.vocab), {o.side: o.module for o in models}, words)
@@ -312,14 +324,24 @@ def _as_device(device):
         raise UlmfitError(f"device={device!r} cannot be used here ({str(e).splitlines()[0]}): "
                           "give 'cpu', or nothing to choose by itself") from e
 
+def _label_settings(config):
+    "What a folder says of labels; an older one says nothing. Raises `ValueError` where that cannot be"
+    res = {k: config.get(k) for k in ('label_values','label_delim')}
+    values = res['label_values']
+    fits = values is None or [label_name(o) for o in values if isinstance(o, (str,bool,int,float))]==config['classes']
+    if not fits or not isinstance(res['label_delim'], (str,type(None))): raise ValueError('the labels are not those of the classes')
+    return res
+
 def _read_side(path, side, config, processor, device):
     "The model of one direction"
     c,file = config['models'][side],path/f'{side}.safetensors'
     if c['bptt']<1 or c['max_len'] is not None and c['max_len']<1: raise ValueError('a chunk has at least one token')
     module = build_module(len(processor.vocab), len(config['classes']), c, device)
     load_weights(module, read_weights(file), f"The weights in {file}")
-    return TextModel(processor, module, config['classes'], c, config['multi'], side=='bwd', config['loss'], config['thresh'])
+    return TextModel(processor, module, config['classes'], c, config['multi'], side=='bwd', config['loss'], config['thresh'],
+                     **_label_settings(config))
 
+# %% ../nbs/31_model.ipynb #68b6fb1d
 def read_models(
     path, # Folder that `write_models` wrote
     device=None, # Where to compute; None: the GPU if there is one, else the CPU

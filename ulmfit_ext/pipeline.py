@@ -363,6 +363,7 @@ def fit(self:ULMFiT,
     lm,self.coming = lm or {},classifier or {}
     has_labels = self.dls.classes is not None
     if refit is None: refit = len(self.dls.labelled)<=5000
+    if has_labels: check_place(self.folder)
     with self.plan.running():
         if refit and has_labels: self.plan.add_refit(self.dls, self._sizes(), self.sides, self.coming.get('n_epoch'))
         if lm.get('n_epoch')!=0: self.fit_lm(**lm)

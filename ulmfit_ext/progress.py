@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.imports import IN_NOTEBOOK
 from .callback.groups import is_fitting
+from .text.labels import *
 from .text.tables import *
 from .data import *
 from .weights import *

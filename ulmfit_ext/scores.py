@@ -6,11 +6,29 @@
 __all__ = ['label_targets', 'score_outputs', 'shares_right', 'verdict']
 
 # %% ../nbs/26_scores.ipynb #3b50d909
-import math,torch
+import math,warnings,torch
 from torch.nn import functional as F
 from .core import *
 
 # %% ../nbs/26_scores.ipynb #6da65baa
+def _plain(name):
+    "The name of a label as far as it can be seen; the string '2.0' is '2', as the number is"
+    from ulmfit_ext.text.labels import label_name,visible
+    name = visible(name)
+    try: return label_name(float(name)) if str(float(name))==name else name
+    except ValueError: return name
+
+def _take_alike(number, names):
+    "Give `names` that look like classes and are written otherwise the `number` of these, with a warning"
+    alike = {_plain(o): o for o in number}
+    found = {o: alike[_plain(o)] for o in sorted(names) if o not in number and _plain(o) in alike}
+    if not found: return
+    number.update({o: number[c] for o,c in found.items()})
+    name,c = next(iter(found.items()))
+    warnings.warn(f"{len(found)} labels are written otherwise than the classes they look like, such as {name!a:.60} and {c!a:.60}: "
+                  "they are taken for these", stacklevel=3)
+
+# %% ../nbs/26_scores.ipynb #ae4a5186
 def label_targets(
     labels, # A label for each text; with `multi` a list of labels each, or a string with `label_delim` between
     classes:list, # The classes, in the order of the model's outputs
@@ -19,16 +37,18 @@ def label_targets(
 ) -> torch.Tensor: # Class numbers, shape (texts,); with `multi` ones and zeros, shape (texts, classes)
     "Labels as targets. Raises `UlmfitError` for a label that is not a class"
     import pandas as pd
-    from ulmfit_ext.text.tables import is_many,label_name,label_parts
-    labels = list(labels)
-    def _is_missing(o): return not is_many(o) and (pd.isna(o) or not multi and not str(o).strip())
-    missing = [i for i,o in enumerate(labels) if _is_missing(o)]
+    from ulmfit_ext.text.labels import cell_labels,label_name
+    labels = pd.Series(list(labels), dtype=object)
+    parts,missing = cell_labels(labels, label_delim if multi else None)
+    missing = [i for i,o in enumerate(missing) if o]
     if missing:
         raise UlmfitError(f"{len(missing):,} of {len(labels):,} texts have no label, the first is number {missing[0]}: "
                           "leave them out")
-    if multi: rows = [[label_name(p) for p in label_parts(o, label_delim)] for o in labels]
-    else:     rows = [[label_name(o.strip() if isinstance(o, str) else o)] for o in labels]
+    rows = [[label_name(p) for p in row] for row in parts]
+    if not multi and any(len(row)!=1 for row in rows):
+        raise UlmfitError("A text has several labels, or a list of none, and the model knows one label a text: give one each")
     number = {label_name(c): i for i,c in enumerate(classes)}
+    _take_alike(number, {o for row in rows for o in row})
     new = list(dict.fromkeys(o for row in rows for o in row if o not in number))
     if new:
         hint = '. Do several stand in one string? Pass label_delim' if multi and not label_delim else ''

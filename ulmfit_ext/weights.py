@@ -13,6 +13,7 @@ from fastai.text.models.core import _model_meta
 import hashlib,pickle,time,ulmfit_ext
 from importlib.metadata import entry_points
 from .core import *
+from .text.labels import *
 from .text.tables import *
 from .text.tokens import *
 from .text.loaders import *

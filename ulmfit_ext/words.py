@@ -169,7 +169,9 @@ def _found_classes(labels, multi):
     found = {c for o in labels for c in (o if multi else [o])}
     if any(c is None or c!=c for c in found): raise UlmfitError("Some texts have no label: leave them out")
     if not found: raise UlmfitError("No text has a label, so there are no classes: give some, or `classes`")
-    return sorted(found)
+    try: return sorted(found)
+    except TypeError:
+        raise UlmfitError(f"The labels are of several types ({listing(found)}): make all of them strings, or give `classes`") from None
 
 # %% ../nbs/24_words.ipynb #03ad3b69
 def _choose(texts, targs, multi, most):

@@ -47,8 +47,11 @@ def _paragraphs(f):
 def _check_column(names, text_col): get_column(pd.DataFrame(columns=list(names)), text_col, 'text_col')
 
 def _csv_texts(f, text_col, sep=','):
-    options = dict(sep=sep, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    for df in pd.read_csv(f, chunksize=1000, **options): yield from get_column(with_header(df), text_col, 'text_col')
+    rows   = csv_rows(f, sep)
+    header = next(rows)
+    _check_column(header, text_col)
+    i = header.index(text_col)
+    for _,row in rows: yield row[i]
 
 def _jsonl_texts(f, text_col):
     rows  = json_rows(f)

@@ -11,6 +11,7 @@ from fastai.text.all import *
 import mmap
 from dataclasses import dataclass
 from ..core import *
+from .labels import *
 from .tables import *
 from .tokens import *
 
@@ -80,10 +81,11 @@ class UlmfitDataLoaders(TextDataLoaders):
         backwards:bool=False,         # Are the texts reversed?
         text_col='text',              # Column of the texts, in a table for `test_dl`
         label_col='label',            # Column of the labels
-        label_delim:str=None          # What separates the labels of a text
+        label_delim:str=None,         # What separates the labels of a text
+        label_values:list=None        # What the classes name, as `label_values` of `text.labels` says; None: strings
     ):
         super().__init__(*loaders, path=path, device=device)
-        store_attr('processor,backwards,text_col,label_col,label_delim')
+        store_attr('processor,backwards,text_col,label_col,label_delim,label_values')
 
     def new_empty(self):
         "The same without texts: `Learner.export` keeps this"
