@@ -258,12 +258,17 @@ def as_tokenizer(
                       "spaces, 'xx:chars' for any language at all, a token a character, 'zh:jieba' for Chinese words, or "
                       "'de:FILE.model' for the pieces of words of a SentencePiece model")
 
+def _saved_code(lang, more=''):
+    "`lang` of a saved tokenizer. Raises `UlmfitError` where it is something else, such as the name of a file"
+    if isinstance(lang, str) and re.fullmatch(f'[a-z]{{2,3}}{more}', lang): return lang
+    raise UlmfitError(f"a saved tokenizer has lang={shown(repr(lang))}, which is no code of a language: copy the folder again")
+
 def tokenizer_from(
     d:dict # What a tokenizer's `to_dict` gave
 ): # `Words`, `Characters` or `Pieces`
     "The tokenizer that `d` describes; warns where it was made by another spaCy"
-    if d.get('subwords'): return Pieces('pieces', str(d['lang']), base64.b64decode(d['subwords']))
-    tok = as_tokenizer(d['lang'])
+    if d.get('subwords'): return Pieces('pieces', _saved_code(d['lang']), base64.b64decode(d['subwords'], validate=True))
+    tok = as_tokenizer(_saved_code(d['lang'], '(?::(?:chars|jieba))?'))
     if isinstance(tok, Words):
         now = _spacy_version()
         old = str(d.get('spacy', now))
