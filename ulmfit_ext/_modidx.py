@@ -469,6 +469,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ulmfit_ext.core': { 'ulmfit_ext.core.UlmfitError': ('core.html#ulmfiterror', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.UlmfitError.__init__': ('core.html#ulmfiterror.__init__', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core._is_missing': ('core.html#_is_missing', 'ulmfit_ext/core.py'),
+                                 'ulmfit_ext.core._open': ('core.html#_open', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core._own_sha256': ('core.html#_own_sha256', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core._read_tensors': ('core.html#_read_tensors', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core._sha256_of': ('core.html#_sha256_of', 'ulmfit_ext/core.py'),

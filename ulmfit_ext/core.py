@@ -167,25 +167,27 @@ def plain_file(
         raise UlmfitError(f"{path} cannot be read ({getattr(e, 'strerror', None) or e}): check that it is a file that you may read") from None
     raise UlmfitError(f"{path} is no plain file, and is not read: copy the folder again")
 
+def _open(path, most):
+    size = plain_file(path).stat().st_size
+    if size>most: raise UlmfitError(f"{path} has {size:,} bytes, and no such file has more than {most:,}: copy the folder again")
+    try: return open(path, 'rb')
+    except OSError as e: raise UlmfitError(f"{path} cannot be read ({e.strerror or e}): check that you may read it") from None
+
 def read_plain(
     path, # A file in a folder that somebody made
     most:int, # Bytes that it may have
 ) -> bytes:
     "What the file holds. Raises `UlmfitError` where it is no plain file, is too large or cannot be read"
-    file = plain_file(path)
-    try:
-        with file.open('rb') as f: data = f.read(most+1)
-    except OSError as e: raise UlmfitError(f"{path} cannot be read ({e.strerror or e}): check that you may read it") from None
-    if len(data)<=most: return data
-    raise UlmfitError(f"{path} has {file.stat().st_size:,} bytes, and no such file has more than {most:,}: copy the folder again")
+    with _open(path, most) as f: return f.read(most)
 
 
 def file_sha256(
     path, # A file in a folder that somebody made
+    most:int=2**31, # Bytes that it may have
 ) -> str: # 64 hexadecimal digits
-    "The SHA-256 of a file. Raises what `plain_file` does"
+    "The SHA-256 of a file. Raises what `read_plain` does"
     h = hashlib.sha256()
-    with plain_file(path).open('rb') as f:
+    with _open(path, most) as f:
         while block := f.read(2**20): h.update(block)
     return h.hexdigest()
 
@@ -246,6 +248,7 @@ def save_weights(
     model, # Module whose state dict to save
     path, # File to write; replaced only when the new one is complete
     half:bool=False, # Store as 16-bit floats: half the size
+    what:str='', # What they are, for `read_weights` to compare
 ):
     "Save the weights of `model` to a safetensors file, tied tensors once"
     from safetensors.torch import save
@@ -256,45 +259,47 @@ def save_weights(
         seen.add(place)
         if half and t.is_floating_point(): t = t.half()
         out[name] = t.detach().cpu().contiguous()
-    with atomic_write(path) as tmp: tmp.write_bytes(save(out, dict(sha256=_sha256_of(out))))
+    with atomic_write(path) as tmp: tmp.write_bytes(save(out, dict(sha256=_sha256_of(out, what), what=what)))
 
 # %% ../nbs/10_core.ipynb #c07f7969
-_most_header,_most_weights = 2**20,2**32 # bytes
+_most_header = 2**20 # bytes
 
-def _sha256_of(wgts):
+def _sha256_of(wgts, what):
     "A hash of tensors: names, types, shapes and numbers"
     import torch
-    h = hashlib.sha256()
+    h = hashlib.sha256(f'{what}\n'.encode())
     for name in sorted(wgts):
         t = wgts[name].reshape(-1)
         h.update(f'{name} {t.dtype} {tuple(wgts[name].shape)}\n'.encode())
         if len(t): h.update(t.view(torch.uint8).numpy())
     return h.hexdigest()
 
-def _read_tensors(path, compare):
+def _read_tensors(path, compare, what):
     "The tensors in a safetensors file as they are there, once what can be wrong with it is ruled out"
     import torch
     from safetensors import safe_open
-    size = plain_file(path).stat().st_size
-    with open(path, 'rb') as f: header = int.from_bytes(f.read(8), 'little')
-    if header>_most_header or size>_most_weights: raise ValueError(f'{size:,} bytes, {header:,} of them header')
+    with _open(path, 2**31) as f: header = int.from_bytes(f.read(8), 'little')
+    if header>_most_header: raise ValueError(f'its header has {header:,} bytes')
     with safe_open(path, 'pt') as f:
-        said = (f.metadata() or {}).get('sha256')
+        said = f.metadata() or {}
         wgts = {k: f.get_tensor(k) for k in f.keys()}
     usual = torch.float16,torch.bfloat16,torch.float32,torch.float64,torch.int64
     for k,t in wgts.items():
         if t.dtype not in usual: raise ValueError(f'{k} is of the type {t.dtype}')
         if t.is_floating_point() and not t.isfinite().all(): raise ValueError(f'{k} has numbers that are not finite')
-    if compare and said and said!=_sha256_of(wgts): raise ValueError('it is not what was saved, for its hash differs')
+    if compare and 'sha256' in said and said['sha256']!=_sha256_of(wgts, said.get('what', '')):
+        raise ValueError('it is not what was saved, for its hash differs')
+    if what and said.get('what', what)!=what: raise ValueError(f"it says that it is {shown(said['what'])}, and not {what}")
     return wgts
 
 def read_weights(
     path, # A safetensors file
     compare:bool=True, # Compare the tensors with the hash in the file? False where the whole file was compared with one
+    what:str='', # What they have to be, where the file says it
 ) -> dict: # Name to tensor, in 32-bit floats
     "Read a safetensors file. Raises `UlmfitError` where it is missing or damaged, or a number is not finite"
     from safetensors import SafetensorError
-    try: wgts = _read_tensors(path, compare)
+    try: wgts = _read_tensors(path, compare, what)
     except FileNotFoundError: raise UlmfitError(f"There are no weights at {path}: check the path, or train them first") from None
     except UlmfitError: raise
     except (SafetensorError,OSError,ValueError,RuntimeError,MemoryError) as e:

@@ -91,7 +91,7 @@ def check_place(
         raise UlmfitError(f"{path} is not empty, and what is there is not replaced: {e}. "
                           "Or delete it, or give another path") from None
 
-def _sha256(path): return file_sha256(path)
+def _sha256(path): return file_sha256(path, 2**25 if path.suffix=='.json' else 2**31) # bytes
 
 # %% ../nbs/29_folder.ipynb #327e7f36
 def write_folder(

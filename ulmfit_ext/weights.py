@@ -10,7 +10,7 @@ __all__ = ['named_lms', 'awd_sizes', 'check_lm_folder', 'save_lm', 'LMFolder', '
 # %% ../nbs/20_weights.ipynb #a0000029
 from fastai.text.all import *
 from fastai.text.models.core import _model_meta
-import hashlib,io,pickle,time,ulmfit_ext
+import hashlib,io,pickle,time,zipfile,ulmfit_ext
 from importlib.metadata import entry_points
 from .core import *
 from .text.tables import *
@@ -44,7 +44,7 @@ def save_lm(
     vocab = list(setup.processor.vocab)
     check_lm_folder(path, vocab, sizes)
     make_dir(path)
-    save_weights(learn.model, path/f'{setup.side}.safetensors', half)
+    save_weights(learn.model, path/f'{setup.side}.safetensors', half, setup.side)
     cards = {**check_lm_folder(path, vocab, sizes), setup.direction: about} # the other direction may have come meanwhile
     processor = None # fastai's own data has none that could be saved
     if hasattr(setup.processor, 'to_dict'): processor = {k:v for k,v in setup.processor.to_dict().items() if k!='vocab'}
@@ -90,7 +90,7 @@ class LMFolder:
     def read(self) -> tuple:
         "Weights (name to tensor) and vocabulary (list of str)"
         vocab,_ = _read_lm_folder(self.path)
-        if os.path.lexists(self.files[0]): return read_weights(self.files[0]),vocab
+        if os.path.lexists(self.files[0]): return read_weights(self.files[0], what=self.files[0].stem),vocab
         way = 'backward' if self.backwards else 'forward'
         raise UlmfitError(f"{self.path} holds no {way} language model: pretrain that direction too")
 
@@ -102,6 +102,7 @@ class LMFolder:
 # %% ../nbs/20_weights.ipynb #a000002b
 class _PlainUnpickler(pickle._Unpickler): # the one in C gives a pickle of ten bytes as much memory as it asks for
     "Unpickle lists, dicts, strings and numbers only"
+    dispatch = {k: f for k,f in pickle._Unpickler.dispatch.items() if k!=pickle.BYTEARRAY8[0]} # which would make room for what is not there
     def find_class(self, module, name): raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 # `Learner.save` writes the optimizer's rates, too: an `L` of what may be NumPy numbers. fastai's `load_model` lets in the same
@@ -123,8 +124,9 @@ def load_fastai_lm(
     pth,pkl = Path(pth),Path(pkl)
     try:
         vocab = list(_PlainUnpickler(io.BytesIO(read_plain(pkl, 2**26))).load())
+        if zipfile.is_zipfile(plain_file(pth)) and (name := zipfile.ZipFile(pth).testzip()): raise ValueError(f'the check sum of {name} differs')
         with torch.serialization.safe_globals(_optimizer_types):
-            wgts = torch.load(plain_file(pth), map_location='cpu', weights_only=True)
+            wgts = torch.load(pth, map_location='cpu', weights_only=True)
         wgts = dict(wgts.get('model', wgts)) # `Learner.save` puts the optimizer beside the model
         if wrong := _wrong_fastai(wgts, vocab, pth.stat().st_size): raise ValueError(wrong)
         return clean_raw_keys(wgts),vocab
@@ -280,7 +282,7 @@ def fingerprint(
             h.update(name.encode())
             h.update(to_np(t).tobytes())
     else:
-        for file in find_lm(pretrained, backwards).files: h.update(read_plain(file, 2**32))
+        for file in find_lm(pretrained, backwards).files: h.update(read_plain(file, 2**31))
     return h.hexdigest()
 
 # %% ../nbs/20_weights.ipynb #97c23e51

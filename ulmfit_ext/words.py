@@ -73,7 +73,9 @@ class BagOfWords:
         if not len(terms): return self.bias.repeat(len(starts)-1, 1)
         x = torch.from_numpy(_weigh(terms, counts, starts, self.idf.double().numpy())).float()
         terms,starts = torch.from_numpy(terms),torch.from_numpy(starts[:-1])
-        return F.embedding_bag(terms, self.coef, starts, mode='sum', per_sample_weights=x) + self.bias
+        res = F.embedding_bag(terms, self.coef, starts, mode='sum', per_sample_weights=x) + self.bias
+        if (res.abs()<1e30).all(): return res
+        raise UlmfitError("What the counted words say of these texts is no number: their coefficients are damaged. Copy the model again")
 
     def predict(self,
         texts, # As for `logits`

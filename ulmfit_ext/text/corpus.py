@@ -242,7 +242,7 @@ def _tokenized(shards, lang, n):
 # %% ../../nbs/13_text.corpus.ipynb #6a2a6a38
 def _mapped_ids(file):
     "The ids in `file`, mapped into memory. Raises `ValueError` where they are not those that were written"
-    ids,h = np.load(file, mmap_mode='r'),hashlib.sha256()
+    ids,h = np.load(plain_file(file), mmap_mode='r'),hashlib.sha256()
     for i in range(0, len(ids), 2**22): h.update(ids[i:i+2**22])
     with file.open('rb') as f:
         f.seek(ids.offset+ids.nbytes)
@@ -275,8 +275,8 @@ class Corpus:
             ids = _mapped_ids(file)
             if (len(ids),ids.dtype)==(self.offs[-1],processor.dtype): return ids
         except FileNotFoundError: pass
-        except (OSError,ValueError,EOFError,TypeError) as e:
-            warnings.warn(f"'{file}' is broken ({e}): making it again", stacklevel=2)
+        except Exception as e: # NumPy raises what it will
+            warnings.warn(f"'{file}' is broken ({shown(e)}): making it again", stacklevel=2)
         with _writing(file), atomic_write(file) as tmp: self._write_ids(tmp, processor)
         return np.load(file, mmap_mode='r')
 

@@ -385,7 +385,7 @@ class Tokens:
     @classmethod
     def load(cls, path):
         "Load what `save` wrote. Raises one of the errors `unreadable` where it is not whole"
-        with np.load(path, allow_pickle=False) as d: table,ids,offs = d['table'],d['ids'],d['offs']
+        with np.load(plain_file(path), allow_pickle=False) as d: table,ids,offs = d['table'],d['ids'],d['offs']
         table = table.tobytes().decode().split('\0')
         if ids.dtype==np.uint16: ids = ids.astype(np.int32)
         if not _fit(len(table), ids, offs): raise ValueError('its parts do not fit together')
