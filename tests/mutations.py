@@ -11,7 +11,7 @@ them are accidents. In the other half somebody has made all hashes fit afterward
 - `same`: the answers of the folder as it was,
 - `another`: other answers, which is right only where hashes were made to fit: another legal value is another legal model,
 
-and never in one of `not finite`, `raw error`, `hang` (5 seconds), `memory` (more than 64 MB and 20 times the folder), `outside` (a file outside the folder opened, a process started) or `crash`."""
+and never in one of `not finite`, `raw error`, `hang` (5 seconds of work, or 40 of waiting), `memory` (more than 64 MB and 20 times the folder), `outside` (a file outside the folder opened, a process started) or `crash`."""
 import argparse,contextlib,hashlib,io,json,os,pickle,random,resource,select,shutil,signal,stat,struct,sys,tempfile,time,traceback,warnings
 from collections import Counter
 from pathlib import Path
@@ -36,7 +36,7 @@ from ulmfit_ext.words import BagOfWords
 
 good,fine = ('refused','same'),('refused','same','another') # of accidents, and where hashes were made to fit
 on_purpose = 'tensor_change','torch_change','pickle_change' # write a file that is whole and has no hash, which no accident does
-seconds,megabytes = 5,64
+seconds,waiting,megabytes = 5,40,64
 texts = ['good film', 'a bad plot and a dull cast', '', 'the night '*20]
 
 # Folders as they should be, and what is read from each
@@ -349,13 +349,14 @@ def outcome(read, folder, want, watch):
     size = sum(o.lstat().st_blocks*512 for o in folder.rglob('*'))/2**20
     forget_peak()
     before = resident()
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, waiting)
     watch.seen,watch.on = [],True
     try:
         try: got = read(folder)
         finally:
             watch.on = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            for o in (signal.ITIMER_PROF, signal.ITIMER_REAL): signal.setitimer(o, 0)
         res = ('same' if equal(got, want) else 'another' if finite(got) else 'not finite'),''
     except Hang: res = 'hang',''
     except UlmfitError as e:
@@ -390,7 +391,7 @@ def run_one(i, seed, made, wants, tmp, watch):
     return name,fits,file,change,res,said
 
 def child(pipe, first, last, seed, made, wants, tmp, watch):
-    signal.signal(signal.SIGALRM, _ring)
+    for o in (signal.SIGALRM, signal.SIGPROF): signal.signal(o, _ring)
     sys.addaudithook(watch)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = int(open('/proc/self/statm').read().split()[0])*resource.getpagesize() + 2**31
@@ -418,7 +419,7 @@ def forked(first, last, seed, made, wants, tmp, watch):
         os.close(w)
         rest = b''
         while True:
-            ready,_,_ = select.select([r], [], [], 6*seconds)
+            ready,_,_ = select.select([r], [], [], 3*waiting)
             got = os.read(r, 2**16) if ready else b''
             if not got: break
             *lines,rest = (rest+got).split(b'\n')

@@ -63,8 +63,9 @@ def _read_settings(path):
 
 def _damaged_file(path):
     "The name of a file that is not what was saved with the piece; None where all are"
-    try: noted = load_json(path/'settings.json').get('files') or {} # earlier versions wrote no hashes
+    try: noted = load_json(path/'settings.json').get('files', {}) # earlier versions wrote no hashes
     except (OSError,UlmfitError): return 'settings.json'
+    if not isinstance(noted, dict): return 'settings.json'
     for name,h in noted.items():
         try: same = Path(name).name==name and file_sha256(path/name)==h
         except (OSError,UlmfitError): same = False
@@ -91,7 +92,7 @@ def save_piece(
     tmp = Path(folder)/f'.{side}-{uuid.uuid4().hex[:8]}'
     make_dir(tmp)
     try:
-        result = write(tmp)
+        with naming_file(tmp): result = write(tmp)
         noted = {**settings, 'result':_plain(result)} if isinstance(result, dict) else {**settings}
         noted['files'] = {o.name: file_sha256(o) for o in sorted(tmp.iterdir()) if o.is_file()}
         with atomic_write(tmp/'settings.json') as file: file.write_text(json.dumps(noted, indent=1), encoding='utf-8')
@@ -216,7 +217,7 @@ def after_epoch(self:Checkpoints):
     self.state['history'].append([round(self.train_loss, 4), round(self.valid_loss, 4)])
     self.state['tokens'] += self.n_tokens
     self.state.update(done=self.at+1, elapsed=time.time()-self.began, learner=_learner_state(self.learn))
-    with atomic_write(self.path/'state.pt') as tmp: torch.save(self.state, tmp)
+    with atomic_write(self.path/'state.pt') as tmp, tmp.open('wb') as f: torch.save(self.state, f) # a full disk is an `OSError` of Python's
 
 # %% ../nbs/21_checkpoint.ipynb #cca94731
 @patch

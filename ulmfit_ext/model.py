@@ -6,7 +6,7 @@
 __all__ = ['build_module', 'TextModel', 'evaluating', 'LearnerModel', 'as_model', 'write_models', 'read_models', 'read_words']
 
 # %% ../nbs/31_model.ipynb #e71e2d96
-import math,warnings
+import math,os,threading,warnings,weakref
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -178,6 +178,14 @@ def evaluating(
     finally:
         for m in was: m.training = True
 
+_learner_models = weakref.WeakSet()
+
+def _after_fork():
+    "New locks in a process that was forked while another thread held one"
+    for o in list(_learner_models): o.learn.lock = threading.Lock()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
+
 class LearnerModel(TextModel):
     "A classifier that is still a learner's: it predicts with the weights of the moment"
     def __init__(self,
@@ -186,6 +194,7 @@ class LearnerModel(TextModel):
         from fastai.losses import BCEWithLogitsLossFlat
         from ulmfit_ext.text.loaders import text_setup
         self.learn = learn
+        _learner_models.add(self)
         self.module # raises for what is no text classifier
         data = text_setup(learn.dls)
         self._processor,self.classes,self.backwards = data.processor,data.classes,data.backwards

@@ -6,7 +6,7 @@
 __all__ = ['StepLSTM', 'TorchLSTM', 'Int8LSTM', 'layer_weights', 'Reader']
 
 # %% ../nbs/30_reader.ipynb #99f5f9cf
-import functools,math,threading,warnings
+import functools,math,os,threading,warnings
 from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
@@ -64,6 +64,13 @@ class TorchLSTM:
 
 # %% ../nbs/30_reader.ipynb #11d7e5cf
 _one_at_a_time = threading.Lock() # PyTorch's engine and Python's warnings are the whole process's
+
+def _after_fork():
+    "A lock that another thread held when this process was forked from its parent would stay locked for ever"
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
 
 @contextmanager
 def _packing_for(engine):

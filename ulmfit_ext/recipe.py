@@ -105,5 +105,5 @@ def read_trials(
 ) -> pd.DataFrame|None:
     "The table in `file`; None where it is damaged"
     try: table = pd.read_csv(file, index_col='recipe')
-    except (OSError,ValueError): return None
+    except (OSError,ValueError,LookupError,TypeError): return None # what pandas raises for a table of another kind
     return table if len(table) and set(table.index)<=set(recipes) else None

@@ -9,7 +9,7 @@ __all__ = ['special_tokens', 'UNK', 'PAD', 'unreadable', 'fix_text', 'mark_repea
            'tokenize_once']
 
 # %% ../../nbs/12_text.tokens.ipynb #a0000012
-import base64,functools,hashlib,html,re,warnings,zipfile,zlib
+import base64,functools,hashlib,html,os,re,threading,warnings,weakref,zipfile,zlib
 from collections import Counter
 from pathlib import Path
 import numpy as np
@@ -167,17 +167,30 @@ def _spacy_tokenizer(code, segmenter):
 # %% ../../nbs/12_text.tokens.ipynb #db14566d
 _re_chunk = re.compile(r'\S{1,1000}|(?<=\s)\s+|[^\S ]\s*') # the first space after a word is no token
 
+_all_words = weakref.WeakSet()
+
+def _after_fork():
+    "In a process that was forked while another thread asked spaCy: another lock, and another tokenizer in place of one that was at work"
+    for o in list(_all_words):
+        if o.lock.locked(): o.spacy = _spacy_tokenizer(o.code, o.segmenter)
+        o.lock = threading.Lock()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
+
 class Words(_Tokenizer):
     "The words that spaCy finds"
-    max_seen = 2**19 # chunks remembered at most
+    max_seen,max_chars = 2**14,2**19 # chunks remembered, and their characters: those of late, and as many that were seen before these
     def __init__(self,
         code:str='en', # spaCy's code of the language
         segmenter:str=None # Of Chinese: 'jieba' finds words; None: each character is one
     ):
         from spacy.tokenizer import Tokenizer
         super().__init__(code, segmenter)
+        self.segmenter = segmenter
         self.spacy = _spacy_tokenizer(code, segmenter)
-        self.seen  = {}    # chunk: its tokens
+        self.seen,self.before,self.chars = {},{},0 # chunk: its tokens
+        self.lock  = threading.Lock()
+        _all_words.add(self)
         self.by_chunks = type(self.spacy) is Tokenizer # it looks at each chunk alone
         spaced_rules = [o for o in self.spacy.rules if re.search(r'\s', o.strip())] if self.by_chunks else []
         self.whole = re.compile('|'.join(map(re.escape, spaced_rules))) if spaced_rules else None
@@ -193,16 +206,22 @@ class Words(_Tokenizer):
         tokens,seen = [],self.seen
         for chunk in _re_chunk.findall(t):
             known = seen.get(chunk)
-            tokens += self._first_seen(chunk) if known is None else known
+            if known is None: known,seen = self._remember(chunk),self.seen
+            tokens += known
         return tokens
 
-    def _ask(self, t): return [o.text.replace(' ', '▁') for o in self.spacy(t)]
+    def _ask(self, t):
+        with self.lock, self.spacy.vocab.memory_zone(): # else spaCy keeps every string that it has ever seen
+            return [o.text.replace(' ', '▁') for o in self.spacy(t)]
 
-    def _first_seen(self, chunk):
-        tokens = [chunk.replace(' ', '▁')] if chunk.isspace() else self._ask(chunk)
-        if len(self.seen) >= self.max_seen: self.seen.clear()
-        self.seen[chunk] = tuple(tokens)
-        return tokens
+    def _remember(self, chunk):
+        "The tokens of a chunk that was not seen of late"
+        known = self.before.get(chunk)
+        if known is None: known = (chunk.replace(' ', '▁'),) if chunk.isspace() else tuple(self._ask(chunk))
+        self.chars += len(chunk)
+        if len(self.seen)>=self.max_seen or self.chars>self.max_chars: self.before,self.seen,self.chars = self.seen,{},len(chunk)
+        self.seen[chunk] = (chunk,) if known==(chunk,) else known # one string, not two that are equal
+        return known
 
 def _spacy_version():
     import spacy
@@ -385,7 +404,9 @@ class Tokens:
     @classmethod
     def load(cls, path):
         "Load what `save` wrote. Raises one of the errors `unreadable` where it is not whole"
-        with np.load(plain_file(path), allow_pickle=False) as d: table,ids,offs = d['table'],d['ids'],d['offs']
+        found = np.load(plain_file(path), allow_pickle=False)
+        if not hasattr(found, 'files'): raise ValueError('it is one array')
+        with found as d: table,ids,offs = d['table'],d['ids'],d['offs']
         table = table.tobytes().decode().split('\0')
         if ids.dtype==np.uint16: ids = ids.astype(np.int32)
         if not _fit(len(table), ids, offs): raise ValueError('its parts do not fit together')
