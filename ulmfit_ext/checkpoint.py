@@ -61,6 +61,7 @@ def _read_settings(path):
     if not isinstance(res, dict): return None
     return {k: v for k,v in res.items() if k not in ('result','files')} # what came of it is no setting
 
+# %% ../nbs/21_checkpoint.ipynb #1d3a5c05
 def _damaged_file(path):
     "The name of a file that is not what was saved with the piece; None where all are"
     try: noted = load_json(path/'settings.json').get('files', {}) # earlier versions wrote no hashes

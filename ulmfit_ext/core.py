@@ -6,10 +6,10 @@
 __all__ = ['shown', 'UlmfitError', 'listing', 'check_numbers', 'as_path', 'clean_text', 'as_text', 'as_texts', 'naming_file',
            'atomic_write', 'make_dir', 'check_writable', 'plain_file', 'read_plain', 'file_sha256', 'load_json',
            'sealed', 'check_seal', 'is_class_list', 'save_weights', 'read_weights', 'awd_shapes', 'awd_sizes_in',
-           'load_weights', 'save_figure']
+           'load_weights', 'save_figure', 'renews_lock']
 
 # %% ../nbs/10_core.ipynb #a0000003
-import gc,hashlib,json,math,os,re,stat,uuid
+import gc,hashlib,json,math,os,re,stat,threading,uuid,weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def shown(
     o, # Anything that a message names
     most:int=60, # Longest text, in characters
 ) -> str:
-    "`o` on one line: control characters, and those that turn the direction of writing, as `\\x1b`; the middle left out where it is too long"
+    "`o` on one line: characters that are not seen as Python writes them, such as `\\x1b`; too long, without its middle"
     text = _re_unseen.sub(lambda m: ' ' if m[0]=='\n' else m[0].encode('unicode_escape').decode(), str(o))
     return text if len(text)<=most else f'{text[:2*most//3]} … {text[-(most//3):]}'
 
@@ -167,23 +167,28 @@ def check_writable(
 def plain_file(
     path, # A file in a folder that somebody made
 ) -> Path:
-    "`path`. Raises `UlmfitError` for a pipe, a device, a folder, or a link out of the folder; `FileNotFoundError` where there is nothing"
+    """`path`. Raises `UlmfitError` for a pipe, a device, a folder, or a link out of the folder
+
+    Where there is nothing it raises `FileNotFoundError`, which is for the caller to put in words."""
     path = Path(path)
+    folder,real = os.path.realpath(path.parent),Path(os.path.realpath(path))
     try:
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(path.parent)):
+        if path.is_symlink() and not real.is_relative_to(folder):
             raise UlmfitError(f"{path} is a link to a file outside of its folder, which is not read: put the file itself there")
         if stat.S_ISREG(path.stat().st_mode): return path
     except (FileNotFoundError,UlmfitError): raise
     except NotADirectoryError as e: raise FileNotFoundError(e.errno, e.strerror, str(path)) from None
     except (OSError,ValueError) as e:
-        raise UlmfitError(f"{path} cannot be read ({getattr(e, 'strerror', None) or e}): check that it is a file that you may read") from None
+        why = getattr(e, 'strerror', None) or e
+        raise UlmfitError(f"{path} cannot be read ({why}): check that you may read it") from None
     raise UlmfitError(f"{path} is no plain file, and is not read: copy the folder again")
 
 def _open(path, most):
     size = plain_file(path).stat().st_size
-    if size>most: raise UlmfitError(f"{path} has {size:,} bytes, and no such file has more than {most:,}: copy the folder again")
+    if size>most: raise UlmfitError(f"{path} has {size:,} bytes, and {most:,} are the most: copy the folder again")
     try: return open(path, 'rb')
-    except OSError as e: raise UlmfitError(f"{path} cannot be read ({e.strerror or e}): check that you may read it") from None
+    except OSError as e:
+        raise UlmfitError(f"{path} cannot be read ({e.strerror or e}): check that you may read it") from None
 
 def read_plain(
     path, # A file in a folder that somebody made
@@ -232,13 +237,13 @@ def sealed(
 def check_seal(
     d:dict, # What a file says
     file, # Its name, for the message
-    known=(), # Where there is no hash, as in what was written before there was one: the names that `d` may have; empty: any
+    known=(), # Names that `d` may have where it has no hash, as in what earlier versions wrote
 ):
     "Raise `UlmfitError` where `d` is not what `sealed` gave"
     if 'own_sha256' in d:
         if d['own_sha256']==_own_sha256(d): return
-        raise UlmfitError(f"{file} is damaged: it is not what was saved, for its hash differs. Copy the folder again")
-    if unknown := d.keys()-set(known or d):
+        raise UlmfitError(f"{file} is damaged: its hash says that it is not what was saved. Copy the folder again")
+    if unknown := d.keys()-set(known):
         raise UlmfitError(f"{file} is damaged: it has {listing(sorted(unknown))}, and no hash. Copy the folder again")
 
 
@@ -271,7 +276,7 @@ def save_weights(
         seen.add(place)
         if half and t.is_floating_point(): t = t.half()
         out[name] = t.detach().cpu().contiguous()
-    with atomic_write(path) as tmp: tmp.write_bytes(save(out, dict(sha256=_sha256_of(out, what), what=what)))
+    with atomic_write(path) as tmp: tmp.write_bytes(save(out, dict(sha256=f'{_sha256_of(out, what)} {what}')))
 
 # %% ../nbs/10_core.ipynb #c07f7969
 _most_header = 2**20 # bytes
@@ -293,20 +298,22 @@ def _read_tensors(path, compare, what):
     with _open(path, 2**31) as f: header = int.from_bytes(f.read(8), 'little')
     if header>_most_header: raise ValueError(f'its header has {header:,} bytes')
     with safe_open(path, 'pt') as f:
-        said = f.metadata() or {}
+        said,_,found = (f.metadata() or {}).get('sha256', '').partition(' ')
         wgts = {k: f.get_tensor(k) for k in f.keys()}
     usual = torch.float16,torch.bfloat16,torch.float32,torch.float64,torch.int64
     for k,t in wgts.items():
         if t.dtype not in usual: raise ValueError(f'{k} is of the type {t.dtype}')
-        if t.is_floating_point() and not t.isfinite().all(): raise ValueError(f'{k} has numbers that are not finite')
-    if compare and 'sha256' in said and said['sha256']!=_sha256_of(wgts, said.get('what', '')):
+        finite = not t.is_floating_point() or t.isfinite().all()
+        if not finite: raise ValueError(f'{k} has numbers that are not finite')
+    if compare and said and said!=_sha256_of(wgts, found):
         raise ValueError('it is not what was saved, for its hash differs')
-    if what and said.get('what', what)!=what: raise ValueError(f"it says that it is {shown(said['what'])}, and not {what}")
+    if what and found and found!=what: raise ValueError(f"it says that it is {shown(found)}, and not {what}")
     return wgts
 
+# %% ../nbs/10_core.ipynb #e2918c85
 def read_weights(
     path, # A safetensors file
-    compare:bool=True, # Compare the tensors with the hash in the file? False where the whole file was compared with one
+    compare:bool=True, # Compare the tensors with the hash in the file? False where the file as a whole was compared
     what:str='', # What they have to be, where the file says it
 ) -> dict: # Name to tensor, in 32-bit floats
     "Read a safetensors file. Raises `UlmfitError` where it is missing or damaged, or a number is not finite"
@@ -315,7 +322,8 @@ def read_weights(
     except FileNotFoundError: raise UlmfitError(f"There are no weights at {path}: check the path, or train them first") from None
     except UlmfitError: raise
     except (SafetensorError,OSError,ValueError,RuntimeError,MemoryError) as e:
-        raise UlmfitError(f"The weights in {path} cannot be read ({shown(e, 120)}): the file is damaged; make it again") from None
+        why = shown(e, 120)
+        raise UlmfitError(f"The weights in {path} cannot be read ({why}): the file is damaged; make it again") from None
     return {k: t.float() if t.is_floating_point() else t for k,t in wgts.items()}
 
 # %% ../nbs/10_core.ipynb #a968bdfd
@@ -326,8 +334,8 @@ def awd_shapes(
     dims = [emb_sz] + [n_hid]*(n_layers-1) + [emb_sz]
     res  = {'encoder.weight': (n_words, emb_sz)}
     for i,(n_in,n_out) in enumerate(zip(dims, dims[1:])):
-        res |= {f'rnns.{i}.weight_hh_l0_raw': (4*n_out, n_out), f'rnns.{i}.module.weight_ih_l0': (4*n_out, n_in),
-                f'rnns.{i}.module.bias_ih_l0': (4*n_out,), f'rnns.{i}.module.bias_hh_l0': (4*n_out,)}
+        shapes = dict(weight_ih_l0=(4*n_out, n_in), bias_ih_l0=(4*n_out,), bias_hh_l0=(4*n_out,))
+        res |= {f'rnns.{i}.weight_hh_l0_raw': (4*n_out, n_out), **{f'rnns.{i}.module.{k}': o for k,o in shapes.items()}}
     return res
 
 def awd_sizes_in(
@@ -380,6 +388,20 @@ def no_collections():
     try: yield
     finally:
         if was: gc.enable()
+
+# %% ../nbs/10_core.ipynb #11dbc2a3
+_with_lock = weakref.WeakSet()
+
+def renews_lock(o):
+    "`o` with a `lock`, which is a new one in each process forked from this; `was_locked` says whether it was locked"
+    o.lock,o.was_locked = getattr(o, 'lock', None) or threading.Lock(),False
+    _with_lock.add(o)
+    return o
+
+def _after_fork():
+    for o in list(_with_lock): o.was_locked,o.lock = o.lock.locked(),threading.Lock()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
 
 # %% ../nbs/10_core.ipynb #49de7cb6
 def patch(f):

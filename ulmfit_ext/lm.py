@@ -286,7 +286,8 @@ def lm_perplexity(
         n += len(ids)-1
     nats = loss/max(n, 1)
     if 0<=nats<700: return math.exp(nats)
-    raise UlmfitError(f"The loss of the language model {pretrained} on these texts is {nats:.3g}: its weights are damaged, or never learned")
+    raise UlmfitError(f"The loss of the language model {pretrained} on these texts is {nats:.3g}: "
+                      "its weights are damaged, or have learned nothing. Copy it again, or make it again")
 
 # %% ../nbs/22_lm.ipynb #5f19cb5c
 def sample_text(

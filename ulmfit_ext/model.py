@@ -6,7 +6,7 @@
 __all__ = ['build_module', 'TextModel', 'evaluating', 'LearnerModel', 'as_model', 'write_models', 'read_models', 'read_words']
 
 # %% ../nbs/31_model.ipynb #e71e2d96
-import math,os,threading,warnings,weakref
+import math,warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -178,14 +178,6 @@ def evaluating(
     finally:
         for m in was: m.training = True
 
-_learner_models = weakref.WeakSet()
-
-def _after_fork():
-    "New locks in a process that was forked while another thread held one"
-    for o in list(_learner_models): o.learn.lock = threading.Lock()
-
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
-
 class LearnerModel(TextModel):
     "A classifier that is still a learner's: it predicts with the weights of the moment"
     def __init__(self,
@@ -194,7 +186,7 @@ class LearnerModel(TextModel):
         from fastai.losses import BCEWithLogitsLossFlat
         from ulmfit_ext.text.loaders import text_setup
         self.learn = learn
-        _learner_models.add(self)
+        renews_lock(learn)
         self.module # raises for what is no text classifier
         data = text_setup(learn.dls)
         self._processor,self.classes,self.backwards = data.processor,data.classes,data.backwards
@@ -313,6 +305,37 @@ def write_models(
     return write_folder(path, config, list(first.processor.vocab), {o.side: o.module for o in models}, words)
 
 # %% ../nbs/31_model.ipynb #ea120a3f
+def _is_number(o, least=-math.inf, most=math.inf): return type(o) in (int,float) and math.isfinite(o) and least<=o<=most
+def _is_count(o): return type(o) is int and 1<=o<=2**31
+
+def _check_config(config):
+    "Raise a `ValueError` that names what no `config.json` of ours says"
+    classes,multi,thresh = config['classes'],config['multi'],config['thresh']
+    if not is_class_list(classes): raise ValueError('classes are not all different strings or numbers')
+    if type(multi) is not bool: raise ValueError('multi is not true or false')
+    if not isinstance(config['loss'], str): raise ValueError('loss is no name')
+    if isinstance(thresh, list) and len(thresh)!=len(classes): raise ValueError('thresh is not one number a class')
+    numbers = thresh if isinstance(thresh, list) else [0 if thresh is None else thresh]
+    if not all(map(_is_number, numbers)): raise ValueError('thresh is no number')
+
+def _check_side(c, wgts, n_words, n_classes):
+    "Raise a `ValueError` unless what `config.json` says of one direction fits its weights"
+    misfit = 'the weights do not fit the model: '
+    sizes,said = awd_sizes_in(wgts, '0.module.'),c['config']
+    if sizes is None or sizes!={k: said[k] for k in sizes} or len(wgts['0.module.encoder.weight'])!=n_words:
+        raise ValueError(f"{misfit}they are {sizes or 'of another kind'}")
+    if not all(map(_is_count, c['lin_ftrs'])): raise ValueError('lin_ftrs are no sizes')
+    dims = [3*sizes['emb_sz'], *c['lin_ftrs'], n_classes]
+    outs = [tuple(t.shape) for k,t in wgts.items() if k.startswith('1.layers.') and t.dim()==2]
+    if sorted(outs)!=sorted(zip(dims[1:], dims)): raise ValueError(f'{misfit}its head has other layers')
+    drops = [v for k,v in said.items() if k.endswith('_p')] + list(c['ps'])
+    if not all(_is_number(o, 0, 1) for o in drops): raise ValueError('a dropout is not between 0 and 1')
+    if not _is_count(c['bptt']) or not (c['max_len'] is None or _is_count(c['max_len'])):
+        raise ValueError('a chunk has at least one token')
+    if said['pad_token']!=1: raise ValueError('padding is not the word 1')
+    if any((t<0).any() for k,t in wgts.items() if k.endswith('running_var')): raise ValueError('a variance is below 0')
+
+# %% ../nbs/31_model.ipynb #85963c8a
 def _as_device(device):
     "`device` as PyTorch has it; None: the GPU if there is one, else the CPU"
     if device is None: device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else 'cpu'
@@ -320,36 +343,6 @@ def _as_device(device):
     except (RuntimeError,AssertionError,TypeError,NotImplementedError) as e:
         raise UlmfitError(f"device={device!r} cannot be used here ({str(e).splitlines()[0]}): "
                           "give 'cpu', or nothing to choose by itself") from e
-
-def _check_config(config):
-    "Raise a `ValueError` that names what no `config.json` of ours says"
-    multi,thresh = config['multi'],config['thresh']
-    if not is_class_list(config['classes']): raise ValueError('classes are not all different strings or numbers')
-    if type(multi) is not bool: raise ValueError('multi is not true or false')
-    if not isinstance(config['loss'], str): raise ValueError('loss is no name')
-    if isinstance(thresh, list) and len(thresh)!=len(config['classes']): raise ValueError('thresh is not one number a class')
-    for o in thresh if isinstance(thresh, list) else [thresh]:
-        if thresh is not None and not _is_number(o): raise ValueError('thresh is no number')
-
-def _is_number(o, least=-math.inf, most=math.inf): return type(o) in (int,float) and math.isfinite(o) and least<=o<=most
-
-def _is_count(o, most=2**31): return type(o) is int and 1<=o<=most
-
-def _check_side(c, wgts, n_words, n_classes):
-    "Raise a `ValueError` unless what `config.json` says of one direction fits its weights"
-    sizes,said = awd_sizes_in(wgts, '0.module.'),c['config']
-    if sizes is None or sizes!={k: said[k] for k in sizes} or len(wgts['0.module.encoder.weight'])!=n_words:
-        found = sizes or 'those of no AWD-LSTM'
-        raise ValueError(f'the weights do not fit the model: they are {found}')
-    if not all(_is_count(o) for o in c['lin_ftrs']) or len(c['ps'])!=len(c['lin_ftrs']): raise ValueError('lin_ftrs and ps do not go together')
-    outs = [tuple(t.shape) for k,t in wgts.items() if k.startswith('1.layers.') and t.dim()==2]
-    dims = [3*sizes['emb_sz'], *c['lin_ftrs'], n_classes]
-    if sorted(outs)!=sorted((b,a) for a,b in zip(dims, dims[1:])): raise ValueError('the weights do not fit the model: its head has other layers')
-    drops = [v for k,v in said.items() if k.endswith('_p')] + list(c['ps'])
-    if not all(_is_number(o, 0, 1) for o in drops): raise ValueError('a dropout is not between 0 and 1')
-    if not _is_count(c['bptt']) or c['max_len'] is not None and not _is_count(c['max_len']): raise ValueError('a chunk has at least one token')
-    if said['pad_token']!=1: raise ValueError('padding is not the word 1')
-    if any((t<0).any() for k,t in wgts.items() if k.endswith('running_var')): raise ValueError('the weights do not fit the model: a variance is negative')
 
 def _read_side(path, side, config, processor, device):
     "The model of one direction"
@@ -377,6 +370,7 @@ def read_models(
         check_config(path, config)
         return models
 
+# %% ../nbs/31_model.ipynb #9d7002c6
 def read_words(
     path, # Folder that `write_models` wrote
 ) -> tuple: # The `BagOfWords` and the `Mixture`; None for what is not there

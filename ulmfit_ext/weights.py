@@ -49,23 +49,26 @@ def save_lm(
     processor = None # fastai's own data has none that could be saved
     if hasattr(setup.processor, 'to_dict'): processor = {k:v for k,v in setup.processor.to_dict().items() if k!='vocab'}
     config = dict(format=1, kind='ulmfit_ext language model', sizes=sizes, directions=cards, processor=processor,
-                  vocab_sha256=hashlib.sha256(json.dumps(vocab).encode()).hexdigest())
+                  vocab_sha256=_vocab_sha256(vocab))
     with atomic_write(path/'vocab.json') as tmp: tmp.write_text(json.dumps(vocab), encoding='utf-8')
     with atomic_write(path/'config.json') as tmp: tmp.write_text(json.dumps(sealed(config), indent=1), encoding='utf-8')
     return path
 
 # %% ../nbs/20_weights.ipynb #4f34e2ab
-_said = ['format','kind','sizes','directions','processor','about'] # what `config.json` of earlier versions says, which has no hash
+_said = ['format','kind','sizes','directions','processor','about'] # in `config.json` where it has no hash
+
+def _vocab_sha256(vocab): return hashlib.sha256(json.dumps(vocab).encode()).hexdigest()
 
 def _wrong_lm(vocab, cfg):
     "What is wrong with the vocabulary or the config of a language model; None where nothing is"
+    sizes,cards = cfg.get('sizes'),cfg.get('directions')
     if not isinstance(vocab, list) or not all(isinstance(o, str) for o in vocab): return 'vocab.json is no list of words'
-    sizes = cfg.get('sizes')
-    if not isinstance(sizes, dict) or not all(type(sizes.get(o)) is int for o in ('emb_sz','n_hid','n_layers')): return 'sizes are missing'
-    cards = cfg.get('directions')
-    if not isinstance(cards, dict) or not all(isinstance(o, dict) for o in cards.values()): return 'directions are missing'
-    if not isinstance(cfg.get('processor'), dict|None): return 'processor is no dict'
-    if cfg.get('vocab_sha256', (now := hashlib.sha256(json.dumps(vocab).encode()).hexdigest()))!=now: return 'vocab.json is not what was saved'
+    if cfg.get('vocab_sha256', _vocab_sha256(vocab))!=_vocab_sha256(vocab): return 'vocab.json is not what was saved'
+    if not isinstance(sizes, dict) or not all(type(sizes.get(o)) is int for o in ('emb_sz','n_hid','n_layers')):
+        return 'sizes are missing'
+    if not isinstance(cards, dict) or not all(isinstance(o, dict) for o in cards.values()):
+        return 'directions are missing'
+    if not isinstance(cfg.get('processor'), dict|None): return 'what it says of the tokenizer'
 
 def _read_lm_folder(path):
     "The vocabulary and the config of the language model in `path`"
@@ -76,11 +79,14 @@ def _read_lm_folder(path):
     if not isinstance(cfg, dict) or cfg.get('kind')!='ulmfit_ext language model':
         raise UlmfitError(f"{path} is not a language model: its config.json is something else")
     fmt = cfg.get('format')
-    if type(fmt) is not int or fmt>1: raise UlmfitError(f"{path} was written by a newer version of ulmfit_ext: upgrade to read it")
+    if type(fmt) is not int or fmt>1:
+        raise UlmfitError(f"{path} is of a newer version of ulmfit_ext: upgrade to read it")
     check_seal(cfg, path/'config.json', _said)
-    if wrong := _wrong_lm(vocab, cfg): raise UlmfitError(f"The language model in {path} is damaged: {wrong}. Copy it again, or make it again")
+    if wrong := _wrong_lm(vocab, cfg):
+        raise UlmfitError(f"The language model in {path} is damaged: {wrong}. Copy it again, or make it again")
     return vocab,cfg
 
+# %% ../nbs/20_weights.ipynb #d8c579b3
 class LMFolder:
     "One direction of a language model in a folder that `save_lm` wrote"
     def __init__(self, path:Path, backwards:bool=False):
@@ -100,20 +106,23 @@ class LMFolder:
         return TextProcessor.from_dict({**cfg['processor'], 'vocab':vocab}) if cfg.get('processor') else None
 
 # %% ../nbs/20_weights.ipynb #a000002b
-class _PlainUnpickler(pickle._Unpickler): # the one in C gives a pickle of ten bytes as much memory as it asks for
+class _PlainUnpickler(pickle._Unpickler): # the one in C gives ten bytes as many gigabytes as they ask for
     "Unpickle lists, dicts, strings and numbers only"
-    dispatch = {k: f for k,f in pickle._Unpickler.dispatch.items() if k!=pickle.BYTEARRAY8[0]} # which would make room for what is not there
+    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch.pop(pickle.BYTEARRAY8[0]) # makes room for as much as a pickle says
     def find_class(self, module, name): raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 # `Learner.save` writes the optimizer's rates, too: an `L` of what may be NumPy numbers. fastai's `load_model` lets in the same
 _optimizer_types = [L, np.float64(0).__reduce__()[0], np.dtype, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
 
+# %% ../nbs/20_weights.ipynb #8695d1c4
 def _wrong_fastai(wgts, vocab, size):
     "What is wrong with weights and vocabulary that were in files of fastai's; None where nothing is"
     if not all(isinstance(o, str) for o in vocab): return 'the vocabulary holds other things than words'
     for k,t in wgts.items():
         if not isinstance(k, str) or not isinstance(t, Tensor): return f'{k} is no tensor'
-        if t.layout!=torch.strided or t.device.type!='cpu' or t.numel()*t.element_size()>size: return f'{k} is larger than the file'
+        is_plain = t.layout==torch.strided and t.device.type=='cpu'
+        if not is_plain or t.numel()*t.element_size()>size: return f'{k} is not in the file as it is'
         if t.is_floating_point() and not t.isfinite().all(): return f'{k} has numbers that are not finite'
 
 def load_fastai_lm(
@@ -124,7 +133,9 @@ def load_fastai_lm(
     pth,pkl = Path(pth),Path(pkl)
     try:
         vocab = list(_PlainUnpickler(io.BytesIO(read_plain(pkl, 2**26))).load())
-        if zipfile.is_zipfile(plain_file(pth)) and (name := zipfile.ZipFile(pth).testzip()): raise ValueError(f'the check sum of {name} differs')
+        if zipfile.is_zipfile(plain_file(pth)):
+            with zipfile.ZipFile(pth) as z: broken = z.testzip()
+            if broken: raise ValueError(f'the check sum of {broken} differs')
         with torch.serialization.safe_globals(_optimizer_types):
             wgts = torch.load(pth, map_location='cpu', weights_only=True)
         wgts = dict(wgts.get('model', wgts)) # `Learner.save` puts the optimizer beside the model

@@ -272,9 +272,9 @@ def _wrong_words(said):
     if not isinstance(terms, list) or not all(isinstance(o, str) for o in terms) or len(set(terms))<len(terms):
         return 'its terms are not all different strings'
     if not is_class_list(classes): return 'its classes are not all different strings or numbers'
-    if any(not isinstance(said.get(o, False), bool) for o in ('multi','lowercase')): return 'multi or lowercase is not true or false'
-    if any(isinstance(o, (list,dict)) for k,o in said.items() if k not in ('terms','classes')) or said.keys() & {'idf','coef','bias','self'}:
-        return 'it says what no such file does'
+    if any(not isinstance(said.get(o, False), bool) for o in ('multi','lowercase')): return 'multi or lowercase is no truth'
+    others = [o for k,o in said.items() if k not in ('terms','classes')]
+    if any(isinstance(o, (list,dict)) for o in others) or said.keys() & {'idf','coef','bias','self'}: return 'it says too much'
 
 @patch
 def load(cls:BagOfWords,
@@ -289,6 +289,7 @@ def load(cls:BagOfWords,
     n,k = len(said['terms']),len(said['classes'])
     if {name: tuple(t.shape) for name,t in wgts.items()} != dict(idf=(n,), coef=(n,k), bias=(k,)):
         raise UlmfitError(f"{file} and {file.stem}.safetensors do not belong together: copy the model again")
-    if (wgts['idf']<=0).any(): raise UlmfitError(f"{file.stem}.safetensors is damaged: a frequency is not above 0. Copy the model again")
+    if (wgts['idf']<=0).any():
+        raise UlmfitError(f"{file.stem}.safetensors is damaged: a frequency is not above 0. Copy the model again")
     check_seal(said, file, _saved) # the last, as the others say more
     return cls(**{k: v for k,v in said.items() if k!='own_sha256'}, **wgts)

@@ -249,6 +249,7 @@ def _mapped_ids(file):
         if f.read()==h.digest(): return ids
     raise ValueError('they are not what was written, for their hash differs')
 
+# %% ../../nbs/13_text.corpus.ipynb #de50a288
 class Corpus:
     "A tokenized corpus on disk; what `Tokens` is in memory"
     def __init__(self,
