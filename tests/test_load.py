@@ -1,0 +1,142 @@
+"Under load: threads, forked processes, much that is new, folders that are not what they should be, a disk that is full"
+import json,os,signal,subprocess,sys,threading,time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import numpy as np,pytest,torch
+import ulmfit_ext
+from ulmfit_ext.callback.bpt3c import BPT3C
+from ulmfit_ext.classifier import ulmfit_classifier
+from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.data import ulmfit_dls
+from ulmfit_ext.ensemble import BidirEnsemble
+from ulmfit_ext.export import load_ulmfit
+from ulmfit_ext.text.tokens import TextProcessor,Words,as_tokenizer
+from ulmfit_ext.words import BagOfWords
+from made_up import make_df,make_texts
+
+tiny  = dict(emb_sz=8, n_hid=12, n_layers=2)
+forks = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
+
+@pytest.fixture(scope='module')
+def ens(tmp_path_factory):
+    dls = ulmfit_dls(make_df(), path=tmp_path_factory.mktemp('data'), seed=0, bs=8, bptt=20, min_freq=1, cache=False)
+    bag = BagOfWords.fit(dls.tokens(dls.train_idx), [dls.y[i] for i in dls.train_idx], dls.classes)
+    return BidirEnsemble(*[ulmfit_classifier(o, tiny, bptt=20) for o in (dls.clas_fwd,dls.clas_bwd)], words=bag)
+@pytest.fixture(scope='module')
+def saved(ens, tmp_path_factory): return ens.save(tmp_path_factory.mktemp('saved')/'model')
+
+# Threads
+
+@pytest.mark.parametrize('quantize', [False,True])
+def test_eight_threads_say_what_one_says(saved, quantize):
+    "Each with texts of its own, some with words that nobody has seen"
+    loaded = load_ulmfit(saved, quantize=quantize)
+    texts  = [[*make_texts(3, i), f'never seen w{i}x, {i}'] for i in range(40)]
+    want   = [loaded.get_preds(texts=o)[0] for o in texts]
+    as_tokenizer('en').seen.clear()
+    with ThreadPoolExecutor(8) as pool: got = list(pool.map(lambda o: loaded.get_preds(texts=o)[0], texts*3))
+    assert all(torch.equal(a, b) for a,b in zip(got, want*3))
+
+# Forked processes
+
+def in_a_fork(f, wait=60):
+    "Exit code of a forked process that calls `f`; None where it hangs"
+    pid = os.fork()
+    if not pid:
+        try: os._exit(0 if f() else 1)
+        finally: os._exit(2)
+    for _ in range(10*wait):
+        done,status = os.waitpid(pid, os.WNOHANG)
+        if done: return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+@forks
+@pytest.mark.parametrize('kind', ['loaded','quantized','learner'])
+@pytest.mark.filterwarnings('ignore:.*multi-threaded.*:DeprecationWarning')
+def test_a_fork_while_another_thread_predicts(ens, saved, kind):
+    "The child answers, wherever the thread was that it has not got"
+    model = dict(loaded=lambda: load_ulmfit(saved), quantized=lambda: load_ulmfit(saved, quantize=True), learner=lambda: ens)[kind]()
+    texts,stop = make_texts(20),threading.Event()
+    want = model.get_preds(texts=texts, progress=False)[0]
+    def _busy():
+        while not stop.is_set(): model.get_preds(texts=[*texts, os.urandom(8).hex()], progress=False)
+    def _same():
+        new = model.get_preds(texts=['new'+os.urandom(4).hex()], progress=False)[0]
+        return new.isfinite().all() and torch.equal(model.get_preds(texts=texts, progress=False)[0], want)
+    thread = threading.Thread(target=_busy)
+    thread.start()
+    try: codes = [in_a_fork(_same) for _ in range(5)]
+    finally:
+        stop.set()
+        thread.join()
+    assert codes==[0]*5
+
+@forks
+def test_no_lock_is_inherited(ens):
+    "Each lock of ours, held by a thread at the moment of the fork"
+    import ulmfit_ext.reader as reader
+    tok = as_tokenizer('en')
+    for lock in (reader._one_at_a_time.lock, tok.lock, ens.fwd.lock):
+        with lock:
+            def _free(): return not any(o.locked() for o in (reader._one_at_a_time.lock, tok.lock, ens.fwd.lock)) and tok(f'fork {os.getpid()}')[0]=='xxbos'
+            assert in_a_fork(_free)==0
+        assert not lock.locked()
+
+# Memory
+
+def resident():
+    "Megabytes"
+    with open('/proc/self/statm') as f: return int(f.read().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20
+
+code = """
+import gc,random,sys
+sys.path.insert(0, sys.argv[2])
+from test_load import resident
+from ulmfit_ext.export import load_ulmfit
+from ulmfit_ext.text.tokens import as_tokenizer
+ens,rng = load_ulmfit(sys.argv[1]),random.Random(0)
+def new(): return ' '.join(''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=rng.randint(4, 12))) for _ in range(8))
+def ask(n, step=100):
+    for _ in range(0, n, step): ens.get_preds(texts=[new() for _ in range(step)], progress=False)
+ask(1000)
+before = resident()
+ask(int(sys.argv[3]))
+gc.collect()
+print(resident()-before)
+"""
+env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(Path(ulmfit_ext.__file__).parents[1]), os.environ.get('PYTHONPATH', '')])}
+
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='needs /proc')
+def test_new_words_do_not_fill_the_memory(saved):
+    "6,000 texts of eight words that nobody has seen; that of 50,000 is measured by `tests/full_disk.py --memory`"
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(saved), str(Path(__file__).parent), '6000'], capture_output=True, text=True, env=env)
+    assert res.returncode==0, res.stderr
+    assert float(res.stdout.split()[-1]) < 20
+
+def test_frequent_words_are_remembered(monkeypatch):
+    "However many others there are between them"
+    monkeypatch.setattr(Words, 'max_seen', 50)
+    words,asked = Words('en'),[]
+    real = words._ask
+    words._ask = lambda t: asked.append(t) or real(t)
+    TextProcessor(lang=words).tokenize([f'the w{i}' for i in range(500)])
+    assert asked.count('the')==1 and len(words.seen)+len(words.before)<=100
+    strings = len(words.spacy.vocab.strings)
+    TextProcessor(lang=words).tokenize([f'v{i}' for i in range(500)])
+    assert len(words.spacy.vocab.strings)==strings, 'spaCy forgets them too'
+
+# Folders
+
+@forks
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs /proc')
+def test_mutations(tmp_path):
+    "2,000 of those that `tests/mutations.py` makes: an error of one line, or the same answers"
+    pytest.importorskip('sentencepiece')
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; from mutations import main; sys.exit(main(2000, 0, Path({str(tmp_path)!r})/'m.json', None))"
+    res  = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env=env)
+    assert res.returncode==0, res.stdout[-3000:]+res.stderr[-3000:]
+    said = json.loads((tmp_path/'m.json').read_text())
+    assert said['n']==2000 and said['failures']==[]
+    assert said['accidents']['refused']>500 and said['made_to_fit']['same']>100 and 'harness' not in {**said['accidents'], **said['made_to_fit']}
