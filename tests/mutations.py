@@ -142,7 +142,7 @@ def json_change(rng, data, out):
     "One value of JSON replaced, removed, renamed or swapped"
     d = json.loads(data)
     if rng.random()<0.03: return json.dumps(odd_value(rng, d, out)).encode()
-    if rng.random()<0.02: return rng.choice([b'['*100_000, b'{"a":'*50_000, b'[' + b'[],'*400_000 + b'0]', b'['+b'0,'*2_000_000+b'0]', b'9'*5000, b'NaN', b'\xff\xfe{}', b'"'+b'x'*2**24+b'"'])
+    if rng.random()<0.004: return rng.choice([b'['*100_000, b'{"a":'*50_000, b'[' + b'[],'*400_000 + b'0]', b'['+b'0,'*2_000_000+b'0]', b'9'*5000, b'NaN', b'\xff\xfe{}', b'"'+b'x'*2**24+b'"'])
     ways = list(nodes(d))
     if not ways: return json.dumps(odd_value(rng, d, out)).encode()
     depth = rng.randint(1, max(map(len, ways)))
@@ -175,7 +175,7 @@ def header_change(rng, data, out):
         if how=='shape': t['shape'] = rng.choice([t['shape'][::-1], [2**31]*2, [2**62,4], [0,2**40], [*t['shape'],1], [], [-1], t['shape']*2])
         elif how=='dtype': t['dtype'] = rng.choice(['F16','BF16','F64','I64','I32','U8','BOOL','F8_E4M3','F8_E5M2','C64','X'])
         elif how=='offsets': t['data_offsets'] = rng.choice([[0,2**40], [8,4], [0,0], [-4,0], t['data_offsets'][::-1], [0,4]])
-        else: d |= {f'0.rnns.{i}.weight_hh_l0_raw': dict(dtype='F32', shape=[0,4], data_offsets=[0,0]) for i in range(rng.choice([3,10_000]))}
+        else: d |= {f'0.rnns.{i}.weight_hh_l0_raw': dict(dtype='F32', shape=[0,4], data_offsets=[0,0]) for i in range(rng.choice([3,3,3,5000]))}
         head = json.dumps(d).encode()
     return struct.pack('<Q', len(head))+head+data[8+n:]
 
@@ -347,8 +347,8 @@ def chain(e):
 def outcome(read, folder, want, watch):
     "What comes of reading `folder`, and a few words more"
     size = sum(o.lstat().st_blocks*512 for o in folder.rglob('*'))/2**20
-    forget_peak()
     before = resident()
+    if peak()-before>8: forget_peak() # which takes milliseconds
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, waiting)
     watch.seen,watch.on = [],True

@@ -1,12 +1,11 @@
 "Under load: threads, forked processes, much that is new, folders that are not what they should be, a disk that is full"
-import json,os,signal,subprocess,sys,threading,time
+import json,os,shutil,signal,subprocess,sys,threading,time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import numpy as np,pytest,torch
+import pytest,torch
 import ulmfit_ext
-from ulmfit_ext.callback.bpt3c import BPT3C
 from ulmfit_ext.classifier import ulmfit_classifier
-from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.core import atomic_write
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit
@@ -126,6 +125,28 @@ def test_frequent_words_are_remembered(monkeypatch):
     strings = len(words.spacy.vocab.strings)
     TextProcessor(lang=words).tokenize([f'v{i}' for i in range(500)])
     assert len(words.spacy.vocab.strings)==strings, 'spaCy forgets them too'
+
+# Disks
+
+def test_a_disk_that_cannot_be_written(tmp_path, monkeypatch, recwarn):
+    "The error names the file that was to be written; that its temporary one cannot be removed is no second error"
+    def _read_only(*args, **kwargs): raise OSError(30, 'Read-only file system')
+    monkeypatch.setattr(Path, 'unlink', _read_only)
+    with pytest.raises(OSError, match='No space left on device.*x.txt') as e:
+        with atomic_write(tmp_path/'x.txt'): raise OSError(28, 'No space left on device')
+    assert e.value.errno==28 and e.value.__context__ is None
+
+@forks
+@pytest.mark.parametrize('n', [2,5])
+def test_a_full_disk_changes_nothing(tmp_path, ens, saved, n):
+    "A save on a disk that is full from the second, or the fifth, write on. `tests/full_disk.py` tries every place of every job"
+    import full_disk
+    path = shutil.copytree(saved, tmp_path/'model')
+    def _save(folder): return str(ens.save(folder/'model'))
+    full_disk.jobs['save again'] = _save
+    res = full_disk.in_a_fork(full_disk.with_full_disk, 'save again', tmp_path, n)
+    assert res['error']=='UlmfitError' and f'written to {path} (No space left' in res['said']
+    assert [o.name for o in tmp_path.iterdir()]==['model'] and torch.equal(load_ulmfit(path).get_preds(texts=['a cat'])[0], ens.get_preds(texts=['a cat'])[0])
 
 # Folders
 

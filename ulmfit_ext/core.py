@@ -10,7 +10,7 @@ __all__ = ['shown', 'UlmfitError', 'listing', 'check_numbers', 'as_path', 'clean
 
 # %% ../nbs/10_core.ipynb #a0000003
 import gc,hashlib,json,math,os,re,stat,threading,uuid,weakref
-from contextlib import contextmanager
+from contextlib import contextmanager,suppress
 from pathlib import Path
 
 # %% ../nbs/10_core.ipynb #5e7c4f3d
@@ -140,7 +140,8 @@ def atomic_write(
         with naming_file(path):
             yield tmp
             os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): tmp.unlink() # it is the new file already, or cannot be removed, as on a read-only disk
 
 # %% ../nbs/10_core.ipynb #a0000005
 def make_dir(
