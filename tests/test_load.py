@@ -1,15 +1,23 @@
 "Under load: threads, forked processes, much that is new, folders that are not what they should be, a disk that is full"
-import json,os,shutil,signal,subprocess,sys,threading,time
+import json,math,os,shutil,signal,subprocess,sys,threading,time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import pytest,torch
+import numpy as np,pytest,torch
+from safetensors.torch import load_file,save_file
 import ulmfit_ext
+from ulmfit_ext.checkpoint import find_piece,plain_settings,save_piece
 from ulmfit_ext.classifier import ulmfit_classifier
-from ulmfit_ext.core import atomic_write
+from ulmfit_ext.core import UlmfitError,atomic_write,read_weights,sealed
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit
+from ulmfit_ext.lm import lm_learner
+from ulmfit_ext.model import TextModel
+from ulmfit_ext.pipeline import ULMFiT
+from ulmfit_ext.predict import Predictor
+from ulmfit_ext.text.corpus import tokenize_corpus
 from ulmfit_ext.text.tokens import TextProcessor,Words,as_tokenizer
+from ulmfit_ext.weights import load_lm,save_lm
 from ulmfit_ext.words import BagOfWords
 from made_up import make_df,make_texts
 
@@ -94,6 +102,11 @@ import gc,random,sys
 sys.path.insert(0, sys.argv[2])
 from test_load import resident
 from ulmfit_ext.export import load_ulmfit
+from ulmfit_ext.lm import lm_learner
+from ulmfit_ext.model import TextModel
+from ulmfit_ext.pipeline import ULMFiT
+from ulmfit_ext.predict import Predictor
+from ulmfit_ext.text.corpus import tokenize_corpus
 from ulmfit_ext.text.tokens import as_tokenizer
 ens,rng = load_ulmfit(sys.argv[1]),random.Random(0)
 def new(): return ' '.join(''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=rng.randint(4, 12))) for _ in range(8))
@@ -149,6 +162,110 @@ def test_a_full_disk_changes_nothing(tmp_path, ens, saved, n):
     assert [o.name for o in tmp_path.iterdir()]==['model'] and torch.equal(load_ulmfit(path).get_preds(texts=['a cat'])[0], ens.get_preds(texts=['a cat'])[0])
 
 # Folders
+
+def flip(file, i=None):
+    "One bit of a file"
+    data = bytearray(file.read_bytes())
+    data[len(data)*2//3 if i is None else i] ^= 1
+    file.write_bytes(data)
+
+@pytest.fixture
+def lm(ens, tmp_path):
+    dls = ulmfit_dls(make_df(), path=tmp_path, seed=0, bs=8, bptt=20, min_freq=1, cache=False)
+    for o in (dls.lm_fwd,dls.lm_bwd): save_lm(lm_learner(o, tiny), tmp_path/'lm')
+    return tmp_path/'lm'
+
+@pytest.mark.parametrize('name', ['config.json','vocab.json','fwd.safetensors'])
+def test_a_changed_bit_of_a_language_model(lm, name):
+    load_lm(lm)
+    flip(lm/name)
+    with pytest.raises(UlmfitError, match=f'{name}.* hash differs|not what was saved|cannot be read'): load_lm(lm)
+
+def test_directions_that_changed_places(lm):
+    (lm/'fwd.safetensors').rename(lm/'x')
+    (lm/'bwd.safetensors').rename(lm/'fwd.safetensors')
+    with pytest.raises(UlmfitError, match='it says that it is bwd, and not fwd'): load_lm(lm)
+
+def test_a_language_model_of_an_earlier_version(lm):
+    "It has no hash, and loads"
+    cfg = json.loads((lm/'config.json').read_text())
+    cfg = {k: v for k,v in cfg.items() if 'sha256' not in k}
+    (lm/'config.json').write_text(json.dumps(cfg))
+    was = load_file(lm/'fwd.safetensors')
+    save_file(was, lm/'fwd.safetensors')
+    assert torch.equal(load_lm(lm)[0]['0.encoder.weight'], was['0.encoder.weight'])
+    (lm/'config.json').write_text(json.dumps({**cfg, 'own_sha25':'?'}))
+    with pytest.raises(UlmfitError, match='own_sha25, and no hash'): load_lm(lm)
+
+def test_a_classifier_of_an_earlier_version(saved, tmp_path):
+    path = shutil.copytree(saved, tmp_path/'m')
+    cfg  = json.loads((path/'config.json').read_text())
+    cfg.pop('own_sha256')
+    (path/'config.json').write_text(json.dumps(cfg))
+    assert load_ulmfit(path).classes==load_ulmfit(saved).classes
+    (path/'config.json').write_text(json.dumps({**cfg, 'classes':cfg['classes'][::-1], 'own_sha256':'0'}))
+    with pytest.raises(UlmfitError, match='not what was saved'): TextModel.load(path) if len(cfg['models'])==1 else load_ulmfit(path)
+
+@pytest.mark.parametrize('name', ['words.json','words.safetensors','trials.csv'])
+def test_a_changed_bit_of_a_piece(ens, tmp_path, name):
+    settings = plain_settings(lr=0.1)
+    def _write(folder):
+        ens.words.save(folder)
+        (folder/'trials.csv').write_text('recipe,valid_loss\ntogether,0.5\n')
+    path = save_piece(tmp_path, 'fwd', settings, _write)
+    assert find_piece(tmp_path, 'fwd', settings)==path
+    flip(path/name)
+    with pytest.warns(UserWarning, match=f'{name} is damaged.*trained again'): assert find_piece(tmp_path, 'fwd', settings) is None
+    assert save_piece(tmp_path, 'fwd', settings, _write)==path==find_piece(tmp_path, 'fwd', settings)
+
+def test_a_changed_bit_of_ids(tmp_path):
+    corpus,proc = tokenize_corpus(make_texts(50), path=tmp_path, workers=1, progress=False),TextProcessor(['xxunk','xxpad','the','a','cat'])
+    want = np.array(corpus.numericalize(proc))
+    file, = tmp_path.rglob('ids-*.npy')
+    flip(file)
+    with pytest.warns(UserWarning, match='hash differs.*making it again'): got = corpus.numericalize(proc)
+    assert (got==want).all() and (corpus.numericalize(proc)==want).all()
+
+@pytest.mark.parametrize('lang', ['en:/dev/zero.model','en:pipe.model','../en','en\x1b[2J',['en'],3,None])
+def test_a_language_is_no_file(saved, tmp_path, lang):
+    path = shutil.copytree(saved, tmp_path/'m')
+    cfg  = json.loads((path/'config.json').read_text())
+    cfg['processor']['lang'] = lang
+    (path/'config.json').write_text(json.dumps(sealed(cfg)))
+    with pytest.raises(UlmfitError, match='no code of a language') as e: load_ulmfit(path)
+    assert str(e.value).isprintable()
+
+@pytest.mark.parametrize('name', ['config.json','vocab.json','fwd.safetensors','words.json'])
+@pytest.mark.parametrize('kind', ['pipe','link'])
+def test_what_is_no_file_of_the_folder(saved, tmp_path, name, kind):
+    path = shutil.copytree(saved, tmp_path/'m')
+    (path/name).rename(tmp_path/'elsewhere')
+    if kind=='pipe': os.mkfifo(path/name)
+    else: (path/name).symlink_to(tmp_path/'elsewhere')
+    with pytest.raises(UlmfitError, match='no plain file' if kind=='pipe' else 'outside of its folder'): load_ulmfit(path)
+
+def test_a_model_in_a_folder_that_leads_elsewhere(saved, tmp_path):
+    (tmp_path/'model').symlink_to(saved)
+    with pytest.raises(UlmfitError, match='link out of its folder'): ULMFiT.load(tmp_path)
+
+@pytest.mark.parametrize('size', [dict(n_layers=2**31), dict(n_layers=10**6), dict(emb_sz=2**40), dict(n_hid=10**9), dict(n_layers=2.)])
+def test_sizes_that_the_weights_have_not(saved, tmp_path, size):
+    "Said before anything is built: to build it would take all memory"
+    path = shutil.copytree(saved, tmp_path/'m')
+    cfg  = json.loads((path/'config.json').read_text())
+    cfg['models']['fwd']['config'].update(size)
+    (path/'config.json').write_text(json.dumps(sealed(cfg)))
+    with pytest.raises(UlmfitError, match='do not fit the model|damaged'): load_ulmfit(path)
+
+def test_numbers_that_are_none(ens, saved, tmp_path):
+    wgts = load_file(saved/'fwd.safetensors')
+    for value,match in ((math.nan, 'not finite'), (math.inf, 'not finite')):
+        wgts['1.layers.1.2.weight'].view(-1)[0] = value
+        save_file(wgts, tmp_path/'w.safetensors')
+        with pytest.raises(UlmfitError, match=match): read_weights(tmp_path/'w.safetensors')
+    model = TextModel.load(TextModel.from_learner(ens.fwd).save(tmp_path/'m'))
+    next(o for k,o in model.module.state_dict().items() if k.endswith('1.2.weight')).fill_(3e38)
+    with pytest.raises(UlmfitError, match='is no number'): Predictor(model)(['a cat', 'the dog ran'])
 
 @forks
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs /proc')

@@ -81,7 +81,7 @@ def find_piece(
     if settings['objects']: return None
     path = first(p for p,s in list_pieces(folder, side).items() if s==settings)
     if path is None or not (name := _damaged_file(path)): return path
-    warn(f'{path/name} is damaged: it is not what was saved. What is in {path} is made again')
+    warn(f'{path/name} is damaged: it is not what was saved. What is in {path} is trained again')
 
 def save_piece(
     folder, # Folder of pieces
