@@ -10,7 +10,7 @@ from safetensors.torch import load_file,load_model
 import ulmfit_ext.folder as X
 from ulmfit_ext.callback.bpt3c import BPT3C
 from ulmfit_ext.classifier import ulmfit_classifier
-from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.core import UlmfitError,sealed
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit,save_ulmfit
@@ -50,7 +50,7 @@ def rehash(path):
     "Make the hashes in config.json fit the files, as one who changes a model on purpose would"
     cfg = json.loads((path/'config.json').read_text())
     cfg['sha256'] = {k: hashlib.sha256((path/k).read_bytes()).hexdigest() for k in cfg['sha256']}
-    (path/'config.json').write_text(json.dumps(cfg))
+    (path/'config.json').write_text(json.dumps(sealed(cfg)))
 
 # there and back
 
@@ -322,7 +322,7 @@ def mix(**new):
     def _f(d):
         cfg = json.loads((d/'config.json').read_text())
         cfg['mixture'].update(new)
-        (d/'config.json').write_text(json.dumps(cfg))
+        (d/'config.json').write_text(json.dumps(sealed(cfg)))
     return _f
 
 def unsaid(d):

@@ -104,7 +104,7 @@ def test_the_format_stays(model, tmp_path):
     "What earlier versions wrote, and read"
     path   = model.save(tmp_path/'m')
     config = json.loads((path/'config.json').read_text())
-    assert list(config)==['kind','format','ulmfit_ext','classes','multi','loss','thresh','processor','models','sha256']
+    assert list(config)==['kind','format','ulmfit_ext','classes','multi','loss','thresh','processor','models','sha256','own_sha256']
     assert (config['kind'],config['format'],config['thresh'])==('ulmfit_ext classifier', 1, None) and config['loss']=='CrossEntropyLossFlat'
     assert config['models']=={model.side: dict(
         config=dict(emb_sz=8, n_hid=12, n_layers=2, pad_token=1, hidden_p=.15, input_p=.2, embed_p=.025, weight_p=.25, output_p=.2),

@@ -56,11 +56,21 @@ def list_pieces(folder, side) -> dict:
 def _number(path): return int(path.name.rpartition('-')[2])
 
 def _read_settings(path):
-    try: res = json.loads((path/'settings.json').read_text(encoding='utf-8'))
-    except (OSError,ValueError): return None
+    try: res = load_json(path/'settings.json')
+    except (OSError,UlmfitError): return None
     if not isinstance(res, dict): return None
-    res.pop('result', None) # what came of it is no setting
-    return res
+    return {k: v for k,v in res.items() if k not in ('result','files')} # what came of it is no setting
+
+# %% ../nbs/21_checkpoint.ipynb #1d3a5c05
+def _damaged_file(path):
+    "The name of a file that is not what was saved with the piece; None where all are"
+    try: noted = load_json(path/'settings.json').get('files', {}) # earlier versions wrote no hashes
+    except (OSError,UlmfitError): return 'settings.json'
+    if not isinstance(noted, dict): return 'settings.json'
+    for name,h in noted.items():
+        try: same = Path(name).name==name and file_sha256(path/name)==h
+        except (OSError,UlmfitError): same = False
+        if not same: return name
 
 def find_piece(
     folder, # Folder of pieces
@@ -69,7 +79,9 @@ def find_piece(
 ) -> Path|None: # The folder of the piece; None where there is none, or the settings cannot be compared
     "Find the piece that was made with `settings`"
     if settings['objects']: return None
-    return first(p for p,s in list_pieces(folder, side).items() if s==settings)
+    path = first(p for p,s in list_pieces(folder, side).items() if s==settings)
+    if path is None or not (name := _damaged_file(path)): return path
+    warn(f'{path/name} is damaged: it is not what was saved. What is in {path} is trained again')
 
 def save_piece(
     folder, # Folder of pieces
@@ -81,9 +93,10 @@ def save_piece(
     tmp = Path(folder)/f'.{side}-{uuid.uuid4().hex[:8]}'
     make_dir(tmp)
     try:
-        result = write(tmp)
-        noted = {**settings, 'result':_plain(result)} if isinstance(result, dict) else settings
-        (tmp/'settings.json').write_text(json.dumps(noted, indent=1), encoding='utf-8')
+        with naming_file(tmp): result = write(tmp)
+        noted = {**settings, 'result':_plain(result)} if isinstance(result, dict) else {**settings}
+        noted['files'] = {o.name: file_sha256(o) for o in sorted(tmp.iterdir()) if o.is_file()}
+        with atomic_write(tmp/'settings.json') as file: file.write_text(json.dumps(noted, indent=1), encoding='utf-8')
         there = list_pieces(folder, side)
         path = first(p for p,s in there.items() if s==settings)
         if path is None: path = Path(folder)/f'{side}-{max(map(_number, there), default=0)+1}'
@@ -205,7 +218,7 @@ def after_epoch(self:Checkpoints):
     self.state['history'].append([round(self.train_loss, 4), round(self.valid_loss, 4)])
     self.state['tokens'] += self.n_tokens
     self.state.update(done=self.at+1, elapsed=time.time()-self.began, learner=_learner_state(self.learn))
-    with atomic_write(self.path/'state.pt') as tmp: torch.save(self.state, tmp)
+    with atomic_write(self.path/'state.pt') as tmp, tmp.open('wb') as f: torch.save(self.state, f) # a full disk is an `OSError` of Python's
 
 # %% ../nbs/21_checkpoint.ipynb #cca94731
 @patch

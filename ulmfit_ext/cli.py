@@ -6,7 +6,7 @@
 __all__ = ['app', 'command', 'manners', 'log_to', 'train', 'predict', 'evaluate', 'pretrain', 'demo', 'main']
 
 # %% ../nbs/42_cli.ipynb #7d75f56f
-import inspect,os,re,shlex,sys,time,traceback,typer,warnings
+import errno,inspect,os,re,shlex,sys,time,traceback,typer,warnings
 from contextlib import contextmanager,nullcontext,redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
@@ -152,6 +152,8 @@ def _is_user_error(e):
 def _one_line(e):
     "The message of an error, on one line; with the name of its class where it is not ours"
     msg = _as_options(str(e)) if _is_user_error(e) else f'{type(e).__name__}: {e}'
+    if isinstance(e, OSError) and e.filename and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        msg = f"cannot write '{e.filename}' ({e.strerror}): make room there, or give another path. What was finished before is kept"
     return ' '.join(msg.split())
 
 def _note_writer():
@@ -306,7 +308,8 @@ def train(
 # %% ../nbs/42_cli.ipynb #5047ffc0
 def _load_model(model, quantize):
     from ulmfit_ext.export import load_ulmfit
-    return load_ulmfit(model/'model' if (model/'model').is_dir() else model, quantize=quantize)
+    from ulmfit_ext.folder import model_folder
+    return load_ulmfit(model_folder(model), quantize=quantize)
 
 def _texts_to_label(file, text, sentences, text_only):
     "A table with the texts in column `text`: that in `file`, or one of `sentences`"

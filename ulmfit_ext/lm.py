@@ -284,7 +284,10 @@ def lm_perplexity(
         with torch.no_grad(): logits = model(ids[None,:-1])[0][0] # (tokens-1, words)
         loss += F.cross_entropy(logits, ids[1:], reduction='sum').item()
         n += len(ids)-1
-    return math.exp(loss/max(n, 1))
+    nats = loss/max(n, 1)
+    if 0<=nats<700: return math.exp(nats)
+    raise UlmfitError(f"The loss of the language model {pretrained} on these texts is {nats:.3g}: "
+                      "its weights are damaged, or have learned nothing. Copy it again, or make it again")
 
 # %% ../nbs/22_lm.ipynb #5f19cb5c
 def sample_text(

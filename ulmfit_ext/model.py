@@ -6,7 +6,7 @@
 __all__ = ['build_module', 'TextModel', 'evaluating', 'LearnerModel', 'as_model', 'write_models', 'read_models', 'read_words']
 
 # %% ../nbs/31_model.ipynb #e71e2d96
-import json,warnings
+import math,warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -192,6 +192,7 @@ class LearnerModel(TextModel):
         from fastai.losses import BCEWithLogitsLossFlat
         from ulmfit_ext.text.loaders import text_setup
         self.learn = learn
+        renews_lock(learn)
         self.module # raises for what is no text classifier
         data = text_setup(learn.dls)
         self._processor,self.classes,self.backwards = data.processor,data.classes,data.backwards
@@ -316,6 +317,37 @@ def write_models(
     return write_folder(path, config, list(first.processor.vocab), {o.side: o.module for o in models}, words)
 
 # %% ../nbs/31_model.ipynb #ea120a3f
+def _is_number(o, least=-math.inf, most=math.inf): return type(o) in (int,float) and math.isfinite(o) and least<=o<=most
+def _is_count(o): return type(o) is int and 1<=o<=2**31
+
+def _check_config(config):
+    "Raise a `ValueError` that names what no `config.json` of ours says"
+    classes,multi,thresh = config['classes'],config['multi'],config['thresh']
+    if not is_class_list(classes): raise ValueError('classes are not all different strings or numbers')
+    if type(multi) is not bool: raise ValueError('multi is not true or false')
+    if not isinstance(config['loss'], str): raise ValueError('loss is no name')
+    if isinstance(thresh, list) and len(thresh)!=len(classes): raise ValueError('thresh is not one number a class')
+    numbers = thresh if isinstance(thresh, list) else [0 if thresh is None else thresh]
+    if not all(map(_is_number, numbers)): raise ValueError('thresh is no number')
+
+def _check_side(c, wgts, n_words, n_classes):
+    "Raise a `ValueError` unless what `config.json` says of one direction fits its weights"
+    misfit = 'the weights do not fit the model: '
+    sizes,said = awd_sizes_in(wgts, '0.module.'),c['config']
+    if sizes is None or sizes!={k: said[k] for k in sizes} or len(wgts['0.module.encoder.weight'])!=n_words:
+        raise ValueError(f"{misfit}they are {sizes or 'of another kind'}")
+    if not all(map(_is_count, c['lin_ftrs'])): raise ValueError('lin_ftrs are no sizes')
+    dims = [3*sizes['emb_sz'], *c['lin_ftrs'], n_classes]
+    outs = [tuple(t.shape) for k,t in wgts.items() if k.startswith('1.layers.') and t.dim()==2]
+    if sorted(outs)!=sorted(zip(dims[1:], dims)): raise ValueError(f'{misfit}its head has other layers')
+    drops = [v for k,v in said.items() if k.endswith('_p')] + list(c['ps'])
+    if not all(_is_number(o, 0, 1) for o in drops): raise ValueError('a dropout is not between 0 and 1')
+    if not _is_count(c['bptt']) or not (c['max_len'] is None or _is_count(c['max_len'])):
+        raise ValueError('a chunk has at least one token')
+    if said['pad_token']!=1: raise ValueError('padding is not the word 1')
+    if any((t<0).any() for k,t in wgts.items() if k.endswith('running_var')): raise ValueError('a variance is below 0')
+
+# %% ../nbs/31_model.ipynb #85963c8a
 def _as_device(device):
     "`device` as PyTorch has it; None: the GPU if there is one, else the CPU"
     if device is None: device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else 'cpu'
@@ -335,9 +367,10 @@ def _label_settings(config):
 def _read_side(path, side, config, processor, device):
     "The model of one direction"
     c,file = config['models'][side],path/f'{side}.safetensors'
-    if c['bptt']<1 or c['max_len'] is not None and c['max_len']<1: raise ValueError('a chunk has at least one token')
+    wgts = read_weights(file, compare=False)
+    _check_side(c, wgts, len(processor.vocab), len(config['classes']))
     module = build_module(len(processor.vocab), len(config['classes']), c, device)
-    load_weights(module, read_weights(file), f"The weights in {file}")
+    load_weights(module, wgts, f"The weights in {file}")
     return TextModel(processor, module, config['classes'], c, config['multi'], side=='bwd', config['loss'], config['thresh'],
                      **_label_settings(config))
 
@@ -352,10 +385,14 @@ def read_models(
     device = _as_device(device)
     with naming_damage(path), no_collections(): # spaCy is imported here
         check_files(path, config)
-        vocab = json.loads((path/'vocab.json').read_text(encoding='utf-8'))
+        _check_config(config)
+        vocab = load_json(path/'vocab.json', 2**25)
         processor = TextProcessor.from_dict({**config['processor'], 'vocab': vocab})
-        return [_read_side(path, side, config, processor, device) for side in ('fwd','bwd') if side in config['models']]
+        models = [_read_side(path, side, config, processor, device) for side in ('fwd','bwd') if side in config['models']]
+        check_config(path, config)
+        return models
 
+# %% ../nbs/31_model.ipynb #9d7002c6
 def read_words(
     path, # Folder that `write_models` wrote
 ) -> tuple: # The `BagOfWords` and the `Mixture`; None for what is not there
@@ -364,10 +401,12 @@ def read_words(
     config = read_config(path)
     with naming_damage(path):
         if 'words.json' not in config['sha256']: return None,None
-        mixture = config.get('mixture')
-        if mixture is None: return BagOfWords.load(path),None
-        def _numbers(name): return {k: float(v) for k,v in mixture[name].items()}
-        return BagOfWords.load(path),Mixture(_numbers('weights'), _numbers('temperatures'))
+        mixture,words = config.get('mixture'),BagOfWords.load(path)
+        if mixture is None: return words,None
+        weights,temperatures = mixture['weights'],mixture['temperatures']
+        if not all(_is_number(o, 0) for o in weights.values()) or not any(weights.values()): raise ValueError('weights of the mixture')
+        if not all(_is_number(o, 1e-6, 1e6) for o in temperatures.values()): raise ValueError('temperatures of the mixture')
+        return words,Mixture(weights, temperatures)
 
 # %% ../nbs/31_model.ipynb #c40e6152
 @patch

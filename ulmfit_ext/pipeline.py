@@ -461,7 +461,7 @@ def load(cls:ULMFiT,
     "Read a trained classifier, to predict and validate with. To train further, make the object from its data with `from_df`"
     res = cls.__new__(cls) # there are no data to make it from
     res.path = as_path(path)
-    res.folder = res.path/'model' if (res.path/'model').is_dir() else res.path
+    res.folder = model_folder(res.path)
     res.sides,res.lms,res.learns,res.how,res.held_out = (),{},{},None,None
     res._ensemble = load_ulmfit(res.folder)
     res.bag,res.words = res._ensemble.words,res._ensemble.words is not None

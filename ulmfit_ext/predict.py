@@ -74,4 +74,6 @@ def _run(self:Predictor, reader, head, ids, progress):
             res[at.cpu()] = head(pooled.to(last.weight.dtype)).float().cpu()
             for _ in at: next(ticks)
     for _ in ticks: pass # a bar goes away at its end
+    if self.model.learn is None and not (res.abs()<1e30).all(): # of a learner whose training diverged that may be
+        raise UlmfitError("What the model says of these texts is no number: its weights are damaged. Copy it again")
     return res

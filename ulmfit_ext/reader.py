@@ -6,7 +6,7 @@
 __all__ = ['StepLSTM', 'TorchLSTM', 'Int8LSTM', 'layer_weights', 'Reader']
 
 # %% ../nbs/30_reader.ipynb #99f5f9cf
-import functools,math,threading,warnings
+import functools,math,warnings
 from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
@@ -63,12 +63,13 @@ class TorchLSTM:
         return out, h[0], c[0]
 
 # %% ../nbs/30_reader.ipynb #11d7e5cf
-_one_at_a_time = threading.Lock() # PyTorch's engine and Python's warnings are the whole process's
+class _OneAtATime: pass # PyTorch's engine and Python's warnings are the whole process's
+_one_at_a_time = renews_lock(_OneAtATime())
 
 @contextmanager
 def _packing_for(engine):
     "A context in which PyTorch lays out quantized matrices for `engine`"
-    with _one_at_a_time, warnings.catch_warnings():
+    with _one_at_a_time.lock, warnings.catch_warnings():
         warnings.simplefilter('ignore') # PyTorch plans to move these functions to another package
         was = torch.backends.quantized.engine
         torch.backends.quantized.engine = engine

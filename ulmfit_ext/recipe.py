@@ -8,7 +8,7 @@ __all__ = ['recipes', 'batch_size', 'epochs_for', 'Recipe', 'recipe_name', 'fit_
 
 # %% ../nbs/24_recipe.ipynb #3e6a1504
 from fastai.text.all import *
-import gc
+import gc,io
 from collections import Counter
 from dataclasses import dataclass
 from sklearn.model_selection import KFold,StratifiedKFold
@@ -16,6 +16,7 @@ from .callback.groups import *
 from .callback.schedule import *
 from .callback.unfreeze import *
 from .callback.steady import *
+from .core import *
 
 # %% ../nbs/24_recipe.ipynb #c4047170
 def batch_size(
@@ -112,6 +113,6 @@ def read_trials(
     file, # Where `to_csv` wrote what `try_recipes` gave
 ) -> pd.DataFrame|None:
     "The table in `file`; None where it is damaged"
-    try: table = pd.read_csv(file, index_col='recipe')
-    except (OSError,ValueError): return None
+    try: table = pd.read_csv(io.BytesIO(read_plain(file, 2**20)), index_col='recipe')
+    except (OSError,ValueError,LookupError,TypeError): return None # what pandas raises for a table of another kind
     return table if len(table) and set(table.index)<=set(recipes) else None

@@ -10,7 +10,7 @@ __all__ = ['named_lms', 'awd_sizes', 'check_lm_folder', 'save_lm', 'LMFolder', '
 # %% ../nbs/20_weights.ipynb #a0000029
 from fastai.text.all import *
 from fastai.text.models.core import _model_meta
-import hashlib,pickle,time,ulmfit_ext
+import hashlib,io,pickle,time,zipfile,ulmfit_ext
 from importlib.metadata import entry_points
 from .core import *
 from .text.labels import *
@@ -45,29 +45,49 @@ def save_lm(
     vocab = list(setup.processor.vocab)
     check_lm_folder(path, vocab, sizes)
     make_dir(path)
-    save_weights(learn.model, path/f'{setup.side}.safetensors', half)
+    save_weights(learn.model, path/f'{setup.side}.safetensors', half, setup.side)
     cards = {**check_lm_folder(path, vocab, sizes), setup.direction: about} # the other direction may have come meanwhile
     processor = None # fastai's own data has none that could be saved
     if hasattr(setup.processor, 'to_dict'): processor = {k:v for k,v in setup.processor.to_dict().items() if k!='vocab'}
-    config = dict(format=1, kind='ulmfit_ext language model', sizes=sizes, directions=cards, processor=processor)
+    config = dict(format=1, kind='ulmfit_ext language model', sizes=sizes, directions=cards, processor=processor,
+                  vocab_sha256=_vocab_sha256(vocab))
     with atomic_write(path/'vocab.json') as tmp: tmp.write_text(json.dumps(vocab), encoding='utf-8')
-    with atomic_write(path/'config.json') as tmp: tmp.write_text(json.dumps(config, indent=1), encoding='utf-8')
+    with atomic_write(path/'config.json') as tmp: tmp.write_text(json.dumps(sealed(config), indent=1), encoding='utf-8')
     return path
 
 # %% ../nbs/20_weights.ipynb #4f34e2ab
+_said = ['format','kind','sizes','directions','processor','about'] # in `config.json` where it has no hash
+
+def _vocab_sha256(vocab): return hashlib.sha256(json.dumps(vocab).encode()).hexdigest()
+
+def _wrong_lm(vocab, cfg):
+    "What is wrong with the vocabulary or the config of a language model; None where nothing is"
+    sizes,cards = cfg.get('sizes'),cfg.get('directions')
+    if not isinstance(vocab, list) or not all(isinstance(o, str) for o in vocab): return 'vocab.json is no list of words'
+    if cfg.get('vocab_sha256', _vocab_sha256(vocab))!=_vocab_sha256(vocab): return 'vocab.json is not what was saved'
+    if not isinstance(sizes, dict) or not all(type(sizes.get(o)) is int for o in ('emb_sz','n_hid','n_layers')):
+        return 'sizes are missing'
+    if not isinstance(cards, dict) or not all(isinstance(o, dict) for o in cards.values()):
+        return 'directions are missing'
+    if not isinstance(cfg.get('processor'), dict|None): return 'what it says of the tokenizer'
+
 def _read_lm_folder(path):
     "The vocabulary and the config of the language model in `path`"
-    try: vocab,cfg = [json.loads((path/o).read_text(encoding='utf-8')) for o in ('vocab.json', 'config.json')]
+    try: vocab,cfg = load_json(path/'vocab.json', 2**25),load_json(path/'config.json')
     except FileNotFoundError as e:
         missing = Path(e.filename).name
         raise UlmfitError(f"{path} is not a language model: it has no {missing}. `pretrain_lm` makes such a folder") from None
-    except (ValueError, OSError) as e:
-        raise UlmfitError(f"The language model in {path} cannot be read ({e}): make it again") from None
     if not isinstance(cfg, dict) or cfg.get('kind')!='ulmfit_ext language model':
         raise UlmfitError(f"{path} is not a language model: its config.json is something else")
-    if cfg['format']>1: raise UlmfitError(f"{path} was written by a newer version of ulmfit_ext: upgrade to read it")
+    fmt = cfg.get('format')
+    if type(fmt) is not int or fmt>1:
+        raise UlmfitError(f"{path} is of a newer version of ulmfit_ext: upgrade to read it")
+    check_seal(cfg, path/'config.json', _said)
+    if wrong := _wrong_lm(vocab, cfg):
+        raise UlmfitError(f"The language model in {path} is damaged: {wrong}. Copy it again, or make it again")
     return vocab,cfg
 
+# %% ../nbs/20_weights.ipynb #d8c579b3
 class LMFolder:
     "One direction of a language model in a folder that `save_lm` wrote"
     def __init__(self, path:Path, backwards:bool=False):
@@ -77,7 +97,7 @@ class LMFolder:
     def read(self) -> tuple:
         "Weights (name to tensor) and vocabulary (list of str)"
         vocab,_ = _read_lm_folder(self.path)
-        if self.files[0].exists(): return read_weights(self.files[0]),vocab
+        if os.path.lexists(self.files[0]): return read_weights(self.files[0], what=self.files[0].stem),vocab
         way = 'backward' if self.backwards else 'forward'
         raise UlmfitError(f"{self.path} holds no {way} language model: pretrain that direction too")
 
@@ -87,27 +107,46 @@ class LMFolder:
         return TextProcessor.from_dict({**cfg['processor'], 'vocab':vocab}) if cfg.get('processor') else None
 
 # %% ../nbs/20_weights.ipynb #a000002b
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler): # the one in C gives ten bytes as many gigabytes as they ask for
     "Unpickle lists, dicts, strings and numbers only"
+    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch.pop(pickle.BYTEARRAY8[0]) # makes room for as much as a pickle says
     def find_class(self, module, name): raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 # `Learner.save` writes the optimizer's rates, too: an `L` of what may be NumPy numbers. fastai's `load_model` lets in the same
 _optimizer_types = [L, np.float64(0).__reduce__()[0], np.dtype, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
+
+# %% ../nbs/20_weights.ipynb #8695d1c4
+def _wrong_fastai(wgts, vocab, size):
+    "What is wrong with weights and vocabulary that were in files of fastai's; None where nothing is"
+    if not all(isinstance(o, str) for o in vocab): return 'the vocabulary holds other things than words'
+    for k,t in wgts.items():
+        if not isinstance(k, str) or not isinstance(t, Tensor): return f'{k} is no tensor'
+        is_plain = t.layout==torch.strided and t.device.type=='cpu'
+        if not is_plain or t.numel()*t.element_size()>size: return f'{k} is not in the file as it is'
+        if t.is_floating_point() and not t.isfinite().all(): return f'{k} has numbers that are not finite'
 
 def load_fastai_lm(
     pth, # File of weights, `.pth`
     pkl, # File of the vocabulary, `.pkl`
 ) -> tuple: # Weights (name to tensor), vocabulary (list of str)
     "Read a language model saved by fastai. Raises `UlmfitError` where that would run code, or cannot be done"
+    pth,pkl = Path(pth),Path(pkl)
     try:
-        with open(pkl, 'rb') as f: vocab = _PlainUnpickler(f).load()
+        vocab = list(_PlainUnpickler(io.BytesIO(read_plain(pkl, 2**26))).load())
+        if zipfile.is_zipfile(plain_file(pth)):
+            with zipfile.ZipFile(pth) as z: broken = z.testzip()
+            if broken: raise ValueError(f'the check sum of {broken} differs')
         with torch.serialization.safe_globals(_optimizer_types):
             wgts = torch.load(pth, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as e:
-        raise UlmfitError(f"{pth} and {pkl} cannot be read safely ({str(e).splitlines()[0]}): "
+        wgts = dict(wgts.get('model', wgts)) # `Learner.save` puts the optimizer beside the model
+        if wrong := _wrong_fastai(wgts, vocab, pth.stat().st_size): raise ValueError(wrong)
+        return clean_raw_keys(wgts),vocab
+    except UlmfitError: raise
+    except Exception as e: # a pickle can go wrong in any way
+        said = shown(f'{type(e).__name__}: {e}', 200)
+        raise UlmfitError(f"{pth} and {pkl} cannot be read safely ({said}): "
                           "a list of strings and a dict of tensors are wanted") from None
-    wgts = wgts.get('model', wgts) # `Learner.save` puts the optimizer beside the model
-    return clean_raw_keys(dict(wgts)), list(vocab)
 
 class FastaiLM:
     "A language model in two files that fastai saved"
@@ -215,11 +254,10 @@ def load_lm(
 ) -> tuple: # Weights (name to tensor), vocabulary (list of str), sizes (dict)
     "Read a language model. Raises `UlmfitError` where there is none, it is damaged, or it lacks the direction"
     wgts,vocab = find_lm(pretrained, backwards).read()
-    w_hh = [k for k in wgts if 'weight_hh' in k] # one in each layer
-    if not w_hh or '0.encoder.weight' not in wgts or len(wgts['0.encoder.weight'])!=len(vocab):
+    sizes = awd_sizes_in(wgts, '0.')
+    if sizes is None or len(wgts['0.encoder.weight'])!=len(vocab):
         raise UlmfitError(f"The weights in {pretrained} are not those of a language model "
                           f"with its vocabulary of {len(vocab):,} words: make it again")
-    sizes = dict(emb_sz=wgts['0.encoder.weight'].shape[1], n_hid=wgts[w_hh[0]].shape[1], n_layers=len(w_hh))
     return wgts,vocab,sizes
 
 # %% ../nbs/20_weights.ipynb #9a8fd5f4
@@ -256,7 +294,7 @@ def fingerprint(
             h.update(name.encode())
             h.update(to_np(t).tobytes())
     else:
-        for file in find_lm(pretrained, backwards).files: h.update(file.read_bytes())
+        for file in find_lm(pretrained, backwards).files: h.update(read_plain(file, 2**31))
     return h.hexdigest()
 
 # %% ../nbs/20_weights.ipynb #97c23e51

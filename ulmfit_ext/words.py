@@ -73,7 +73,9 @@ class BagOfWords:
         if not len(terms): return self.bias.repeat(len(starts)-1, 1)
         x = torch.from_numpy(_weigh(terms, counts, starts, self.idf.double().numpy())).float()
         terms,starts = torch.from_numpy(terms),torch.from_numpy(starts[:-1])
-        return F.embedding_bag(terms, self.coef, starts, mode='sum', per_sample_weights=x) + self.bias
+        res = F.embedding_bag(terms, self.coef, starts, mode='sum', per_sample_weights=x) + self.bias
+        if (res.abs()<1e30).all(): return res
+        raise UlmfitError("What the counted words say of these texts is no number: their coefficients are damaged. Copy the model again")
 
     def predict(self,
         texts, # As for `logits`
@@ -264,9 +266,22 @@ def save(self:BagOfWords,
     folder, # A folder that is there
 ):
     "Write `words.json` and `words.safetensors` to `folder`"
-    said = dict(classes=self.classes, multi=self.multi, lowercase=self.lowercase, **self.choices, terms=list(self.number))
+    said = sealed(dict(classes=self.classes, multi=self.multi, lowercase=self.lowercase, **self.choices, terms=list(self.number)))
     with atomic_write(Path(folder)/'words.json') as tmp: tmp.write_text(json.dumps(said), encoding='utf-8')
     save_weights(self, Path(folder)/'words.safetensors')
+
+_saved = ['classes','multi','lowercase','terms','C','cv_accuracy','doubling']
+
+def _wrong_words(said):
+    "What is wrong with what `words.json` says; None where nothing is"
+    if not isinstance(said, dict) or not {'terms','classes'}<=said.keys(): return 'it does not name terms and classes'
+    terms,classes = said['terms'],said['classes']
+    if not isinstance(terms, list) or not all(isinstance(o, str) for o in terms) or len(set(terms))<len(terms):
+        return 'its terms are not all different strings'
+    if not is_class_list(classes): return 'its classes are not all different strings or numbers'
+    if any(not isinstance(said.get(o, False), bool) for o in ('multi','lowercase')): return 'multi or lowercase is no truth'
+    others = [o for k,o in said.items() if k not in ('terms','classes')]
+    if any(isinstance(o, (list,dict)) for o in others) or said.keys() & {'idf','coef','bias','self'}: return 'it says too much'
 
 @patch
 def load(cls:BagOfWords,
@@ -274,12 +289,14 @@ def load(cls:BagOfWords,
 ) -> BagOfWords:
     "Read it back, without running code. Raises `UlmfitError` where a file is missing or damaged"
     file = Path(folder)/'words.json'
-    try: said = json.loads(file.read_text(encoding='utf-8'))
-    except (ValueError,OSError,RecursionError) as e: raise UlmfitError(f"{file} cannot be read ({e}): copy the model again") from None
+    try: said = load_json(file, 2**25)
+    except FileNotFoundError: raise UlmfitError(f"{file} cannot be read (there is no such file): copy the model again") from None
+    if wrong := _wrong_words(said): raise UlmfitError(f"{file} is damaged: {wrong}. Copy the model again")
     wgts = read_weights(file.with_suffix('.safetensors'))
-    try: n,k = len(set(map(str, said['terms']))),len(said['classes'])
-    except (LookupError,TypeError):
-        raise UlmfitError(f"{file} is damaged: it does not name terms and classes. Copy the model again") from None
+    n,k = len(said['terms']),len(said['classes'])
     if {name: tuple(t.shape) for name,t in wgts.items()} != dict(idf=(n,), coef=(n,k), bias=(k,)):
         raise UlmfitError(f"{file} and {file.stem}.safetensors do not belong together: copy the model again")
-    return cls(**said, **wgts)
+    if (wgts['idf']<=0).any():
+        raise UlmfitError(f"{file.stem}.safetensors is damaged: a frequency is not above 0. Copy the model again")
+    check_seal(said, file, _saved) # the last, as the others say more
+    return cls(**{k: v for k,v in said.items() if k!='own_sha256'}, **wgts)

@@ -243,6 +243,16 @@ def _tokenized(shards, lang, n):
     yield from _alone(itertools.chain(waiting, shards), lang) # what is left, where a process has died
 
 # %% ../../nbs/13_text.corpus.ipynb #6a2a6a38
+def _mapped_ids(file):
+    "The ids in `file`, mapped into memory. Raises `ValueError` where they are not those that were written"
+    ids,h = np.load(plain_file(file), mmap_mode='r'),hashlib.sha256()
+    for i in range(0, len(ids), 2**22): h.update(ids[i:i+2**22])
+    with file.open('rb') as f:
+        f.seek(ids.offset+ids.nbytes)
+        if f.read()==h.digest(): return ids
+    raise ValueError('they are not what was written, for their hash differs')
+
+# %% ../../nbs/13_text.corpus.ipynb #de50a288
 class Corpus:
     "A tokenized corpus on disk; what `Tokens` is in memory"
     def __init__(self,
@@ -266,19 +276,24 @@ class Corpus:
         names = [o.name for o in self.files]
         file  = self.files[0].with_name(f'ids-{cache_key(names+processor.vocab, processor.tokenizer)}.npy')
         try:
-            ids = np.load(file, mmap_mode='r')
+            ids = _mapped_ids(file)
             if (len(ids),ids.dtype)==(self.offs[-1],processor.dtype): return ids
         except FileNotFoundError: pass
-        except (OSError,ValueError,EOFError,TypeError) as e:
-            warnings.warn(f"'{file}' is broken ({e}): making it again", stacklevel=2)
+        except Exception as e: # NumPy raises what it will
+            warnings.warn(f"'{file}' is broken ({shown(e)}): making it again", stacklevel=2)
         with _writing(file), atomic_write(file) as tmp: self._write_ids(tmp, processor)
         return np.load(file, mmap_mode='r')
 
     def _write_ids(self, file, processor):
         header = dict(descr=np.dtype(processor.dtype).str, fortran_order=False, shape=(int(self.offs[-1]),))
+        h = hashlib.sha256()
         with file.open('wb') as f:
             np.lib.format.write_array_header_1_0(f, header)
-            for o in self.files: f.write(_load_shard(o).numericalize(processor))
+            for o in self.files:
+                ids = _load_shard(o).numericalize(processor)
+                h.update(ids)
+                f.write(ids)
+            f.write(h.digest()) # NumPy does not read on to here
 
 # %% ../../nbs/13_text.corpus.ipynb #bebecd7b
 @contextmanager

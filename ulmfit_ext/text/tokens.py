@@ -145,6 +145,10 @@ class Characters(_Tokenizer):
 # %% ../../nbs/12_text.tokens.ipynb #a0000014
 _extras = dict(ja='sudachipy and sudachidict_core', ko='natto-py (and the mecab-ko library)', th='pythainlp', vi='pyvi')
 
+def _spacy_version():
+    import spacy
+    return spacy.__version__
+
 def _spacy_tokenizer(code, segmenter):
     "spaCy's tokenizer for the language `code`, knowing the marks"
     import spacy
@@ -169,21 +173,21 @@ _re_chunk = re.compile(r'\S{1,1000}|(?<=\s)\s+|[^\S ]\s*') # the first space aft
 
 class Words(_Tokenizer):
     "The words that spaCy finds"
-    max_seen = 2**19 # chunks remembered at most
+    max_seen,max_chars = 2**14,2**19 # chunks remembered, and their characters: those of late, and as many that were seen before these
     def __init__(self,
         code:str='en', # spaCy's code of the language
         segmenter:str=None # Of Chinese: 'jieba' finds words; None: each character is one
     ):
         from spacy.tokenizer import Tokenizer
         super().__init__(code, segmenter)
-        self.spacy = _spacy_tokenizer(code, segmenter)
-        self.seen  = {}    # chunk: its tokens
+        self.segmenter,self.spacy = segmenter,_spacy_tokenizer(code, segmenter)
+        self.seen,self.before,self.chars = {},{},0 # chunk: its tokens
+        renews_lock(self)
         self.by_chunks = type(self.spacy) is Tokenizer # it looks at each chunk alone
         spaced_rules = [o for o in self.spacy.rules if re.search(r'\s', o.strip())] if self.by_chunks else []
         self.whole = re.compile('|'.join(map(re.escape, spaced_rules))) if spaced_rules else None
 
-    @property
-    def key(self): return f'{self.lang} {_spacy_version()}'
+    key = property(lambda self: f'{self.lang} {_spacy_version()}')
     def to_dict(self): return dict(lang=self.lang, spacy=_spacy_version())
 
     def cut(self, t):
@@ -193,20 +197,22 @@ class Words(_Tokenizer):
         tokens,seen = [],self.seen
         for chunk in _re_chunk.findall(t):
             known = seen.get(chunk)
-            tokens += self._first_seen(chunk) if known is None else known
+            if known is None: known,seen = self._remember(chunk),self.seen
+            tokens += known
         return tokens
 
-    def _ask(self, t): return [o.text.replace(' ', '▁') for o in self.spacy(t)]
-
-    def _first_seen(self, chunk):
-        tokens = [chunk.replace(' ', '▁')] if chunk.isspace() else self._ask(chunk)
-        if len(self.seen) >= self.max_seen: self.seen.clear()
-        self.seen[chunk] = tuple(tokens)
-        return tokens
-
-def _spacy_version():
-    import spacy
-    return spacy.__version__
+    def _ask(self, t):
+        if self.was_locked: self.spacy,self.was_locked = _spacy_tokenizer(self.code, self.segmenter),False # forked from one at work
+        with self.lock, self.spacy.vocab.memory_zone(): # else spaCy keeps every string that it has ever seen
+            return [o.text.replace(' ', '▁') for o in self.spacy(t)]
+    def _remember(self, chunk):
+        "The tokens of a chunk that was not seen of late"
+        known = self.before.get(chunk)
+        if known is None: known = (chunk.replace(' ', '▁'),) if chunk.isspace() else tuple(self._ask(chunk))
+        self.chars += len(chunk)
+        if len(self.seen)>=self.max_seen or self.chars>self.max_chars: self.before,self.seen,self.chars = self.seen,{},len(chunk)
+        self.seen[chunk] = (chunk,) if known==(chunk,) else known # one string, not two that are equal
+        return known
 
 # %% ../../nbs/12_text.tokens.ipynb #46c87696
 class Pieces(_Tokenizer):
@@ -230,8 +236,7 @@ class Pieces(_Tokenizer):
             said = getattr(e, 'strerror', None) or ' '.join(str(e).split())[:100]
             raise UlmfitError(f"'{file}' is no SentencePiece model that can be read ({said}): make one with `train_subwords`") from e
 
-    @property
-    def key(self): return f'{self.code}:{hashlib.sha256(self.model).hexdigest()}'
+    key = property(lambda self: f'{self.code}:{hashlib.sha256(self.model).hexdigest()}')
     def to_dict(self): return dict(lang=self.code, subwords=base64.b64encode(self.model).decode())
     def __reduce__(self): return Pieces, (self.file, self.code, self.model)
 
@@ -262,8 +267,11 @@ def tokenizer_from(
     d:dict # What a tokenizer's `to_dict` gave
 ): # `Words`, `Characters` or `Pieces`
     "The tokenizer that `d` describes; warns where it was made by another spaCy"
-    if d.get('subwords'): return Pieces('pieces', str(d['lang']), base64.b64decode(d['subwords']))
-    tok = as_tokenizer(d['lang'])
+    lang = str(d['lang'])
+    if not re.fullmatch('[a-z]{2,3}(:(chars|jieba))?', lang): # such as the name of a file
+        raise UlmfitError(f"a saved tokenizer has lang={shown(repr(lang))}, which is no code of a language: copy the folder again")
+    if d.get('subwords'): return Pieces('pieces', lang, base64.b64decode(d['subwords'], validate=True))
+    tok = as_tokenizer(lang)
     if isinstance(tok, Words):
         now = _spacy_version()
         old = str(d.get('spacy', now))
@@ -284,8 +292,7 @@ def _all_tokens(tok, texts, progress):
 def _checked_vocab(vocab):
     "`vocab` as a list, or an `UlmfitError` where the model could not tell padding and unknown words by their ids"
     vocab = list(vocab) if hasattr(vocab, '__iter__') else [vocab]
-    if not all(isinstance(o, str) for o in vocab):
-        raise UlmfitError('a vocabulary is a list of words, all of them strings')
+    if not all(isinstance(o, str) for o in vocab): raise UlmfitError('a vocabulary is a list of words, all of them strings')
     if vocab[:2]!=[UNK,PAD]:
         raise UlmfitError(f"a vocabulary starts with '{UNK}' and '{PAD}' (padding is id 1), and this one with {vocab[:2]}: "
                           "put them first, and order the embedding in the same way")
@@ -298,8 +305,7 @@ def _check_saved(d):
     if d['format']!=_FORMAT:
         raise UlmfitError(f"this TextProcessor was saved in format {d['format']!r} and this version reads format {_FORMAT}: "
                           "use the version of ulmfit_ext that saved it")
-    if not isinstance(d['vocab'], list|None):
-        raise UlmfitError("not a saved TextProcessor: 'vocab' is not a list. Is the file whole?")
+    if not isinstance(d['vocab'], list|None): raise UlmfitError("not a saved TextProcessor: 'vocab' is not a list. Is the file whole?")
 
 # %% ../../nbs/12_text.tokens.ipynb #646c7e78
 class TextProcessor:
@@ -380,7 +386,7 @@ class Tokens:
     @classmethod
     def load(cls, path):
         "Load what `save` wrote. Raises one of the errors `unreadable` where it is not whole"
-        with np.load(path, allow_pickle=False) as d: table,ids,offs = d['table'],d['ids'],d['offs']
+        with zipfile.ZipFile(plain_file(path)), np.load(path, allow_pickle=False) as d: table,ids,offs = d['table'],d['ids'],d['offs']
         table = table.tobytes().decode().split('\0')
         if ids.dtype==np.uint16: ids = ids.astype(np.int32)
         if not _fit(len(table), ids, offs): raise ValueError('its parts do not fit together')
