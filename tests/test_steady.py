@@ -133,3 +133,9 @@ def test_a_language_model_begins_again_at_a_lower_rate(tmp_path, capsys):
     one = make(tmp_path/'b').fit_lm(1, lr_max=0.004, cbs=NaNAtHighRates())
     assert 'too high: in epoch 0, training batch' in capsys.readouterr().out
     assert one.lms['fwd'].stage_two['lr_max']==pytest.approx(0.004/3) and not saved(tmp_path/'b')
+
+def test_the_error_can_be_sent_to_another_process():
+    import pickle
+    error = NotFiniteError('what was wrong', math.inf, 'in epoch 0', ())
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.loss, again.where)==(str(error), math.inf, 'in epoch 0')

@@ -57,7 +57,7 @@ class KeepBest(Callback):
 # %% ../../nbs/08_callback.steady.ipynb #5113e187
 class NotFiniteError(UlmfitError):
     "The loss of a fit is no finite number"
-    def __init__(self, message, loss, where, files):
+    def __init__(self, message, loss=math.nan, where='', files=()): # pickle gives the message alone
         super().__init__(message)
         store_attr() # `where` in the fit it was, in words; the `files` that hold the batch
     def __str__(self): return self.message # fastai puts the names of callback and event before it
@@ -149,7 +149,7 @@ def stop(self:StopOnNaN, loss, xb, yb, i):
     try:
         files = _save_batch(ifnone(self.path, self.learn.path), self.dls, xb, yb, **about)
         kept  = f"The batch is in {files[0]}, its tensors in {files[1].name}"
-    except OSError as e: kept = f"The batch could not be saved ({e})"
+    except Exception as e: kept = f"The batch could not be saved ({e})" # whatever it is, the loss is worse
     if odd: hint = f"The batch itself holds what is no number: {', '.join(odd)}"
     else:
         clip = 'gradients that are clipped (`clip`, or the callback `GradientClip`)'
