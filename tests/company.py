@@ -20,6 +20,7 @@ from ulmfit_ext.callback.schedule import *
 from ulmfit_ext.callback.unfreeze import *
 from ulmfit_ext.callback.bpt3c import *
 from ulmfit_ext.callback.precision import *
+from ulmfit_ext.callback.steady import *
 
 root,n_epoch,lr_max = Path(__file__).resolve().parent.parent,5,0.02
 
@@ -83,7 +84,7 @@ def make_callbacks(c):
     made = dict(discriminative=DiscriminativeLR, gradual=GradualUnfreezing, chain=ChainThaw, bpt3c=lambda: BPT3C(10),
                 accumulate=lambda: GradientAccumulation(8), clip=lambda: GradientClip(0.1),
                 save=SaveModelCallback, stop=lambda: EarlyStoppingCallback(min_delta=0.02, patience=1))
-    cbs = [made[c[k]]() for k in ('rates','groups','chunks','step','tracker') if c[k]] + [CPUBfloat16()]*(c['bits']==16)
+    cbs = [made[c[k]]() for k in ('rates','groups','chunks','step','tracker') if c[k]] + [StopOnNaN()] + [CPUBfloat16()]*(c['bits']==16)
     if c['schedule']=='stlr' and c['where']=='learner': cbs.append(STLR())
     random.Random(name(c)).shuffle(cbs)
     return cbs

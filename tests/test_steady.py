@@ -1,5 +1,5 @@
 "A loss that is no number, from outside: in any fit, at every step of ULMFiT; what is saved of it, and what is left alone."
-import json
+import json,pickle
 import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import *
 from fastai.callback.tracker import SaveModelCallback
@@ -135,7 +135,6 @@ def test_a_language_model_begins_again_at_a_lower_rate(tmp_path, capsys):
     assert one.lms['fwd'].stage_two['lr_max']==pytest.approx(0.004/3) and not saved(tmp_path/'b')
 
 def test_the_error_can_be_sent_to_another_process():
-    import pickle
     error = NotFiniteError('what was wrong', math.inf, 'in epoch 0', ())
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.loss, again.where)==(str(error), math.inf, 'in epoch 0')
