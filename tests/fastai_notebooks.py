@@ -122,7 +122,7 @@ def versions(checkout):
     return dict(notebooks=read and read[1], fastai=fastai.__version__, torch=torch.__version__, ulmfit_ext=ulmfit_ext.__version__,
                 python=platform.python_version())
 
-def main(checkout, out, log, only, made_up):
+def main(checkout, out, log, only, made_up, note):
     done = json.loads(log.read_text()) if log.exists() else {}
     for path in sorted(o for o in (checkout/'nbs').glob('*.ipynb') if names.fullmatch(o.name) and only in o.name):
         if path.name not in done:
@@ -137,7 +137,7 @@ def main(checkout, out, log, only, made_up):
     if only: return
     out.parent.mkdir(parents=True, exist_ok=True)
     command = 'python tests/fastai_notebooks.py CHECKOUT' + ' --made-up'*made_up
-    out.write_text(json.dumps(dict(command=command, versions=versions(checkout), total=total, notebooks=done), indent=1)+'\n')
+    out.write_text(json.dumps(dict(command=command, note=note, versions=versions(checkout), total=total, notebooks=done), indent=1)+'\n')
 
 if __name__=='__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,6 +147,7 @@ if __name__=='__main__':
     parser.add_argument('--log', type=Path, default=log, help='what was run; notebooks in it are left out')
     parser.add_argument('--made-up', action='store_true', help='small data sets of our own in place of those that are downloaded')
     parser.add_argument('--only', default='', help='notebooks with this in their name')
+    parser.add_argument('--note', default='', help='what to know of the checkout, for the file of counts')
     parser.add_argument('--cells', help=argparse.SUPPRESS)
     parser.add_argument('--before', default='', help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -156,4 +157,4 @@ if __name__=='__main__':
             if args.made_up:
                 make_up(home)
                 os.environ['FASTAI_HOME'] = home
-            main(args.checkout, args.out, args.log, args.only, args.made_up)
+            main(args.checkout, args.out, args.log, args.only, args.made_up, args.note)
