@@ -117,6 +117,7 @@ class StopOnNaN(Callback):
     _docs = dict(before_fit="Nothing was seen yet", after_fit="Hold nothing",
                  after_loss="Note the loss and the batch, and look at some of them together")
 
+# %% ../../nbs/08_callback.steady.ipynb #a08c0002
 @patch
 def look(self:StopOnNaN):
     "Stop if a loss that was noted is no number; with a `GradScaler`, if none is one"
@@ -199,8 +200,9 @@ def _third(lr):
     if isinstance(lr, slice): return slice(*[o and o/3 for o in (lr.start,lr.stop)])
     return lr/3 if isinstance(lr, (int,float)) else np.array(lr)/3
 
-def _try(fit, lr_max, watch):
-    "Fit, and return the error that ended it where the loss was no number"
+def _try(fit, lr_max, watch, earlier):
+    "Fit, and return the error that ended it where the loss was no number; what an `earlier` one saved is deleted"
+    if earlier: earlier.discard()
     try: fit(lr_max, [watch, StopOnNaN()])
     except NotFiniteError as e:
         watch.collapsed = watch.at,e.loss
@@ -231,11 +233,11 @@ def fit_steadily(
     if not math.isfinite(before):
         raise UlmfitError(f"The validation loss is {before} before any training, so no rate can be to blame: "
                           "look for weights or targets that are no numbers")
-    ceiling,stuck_at = min(before, ceiling),math.inf
+    ceiling,stuck_at,error = min(before, ceiling),math.inf,None
     best,weights = dict(lr_max=lr_max, epochs=0, best_epoch=0, valid_loss=before, loss_before=before),begin.weights
     for left in reversed(range(tries)):
         watch = _Watch(before, ceiling, patience)
-        error = _try(fit, lr_max, watch)
+        error = _try(fit, lr_max, watch, error)
         if watch.best_loss<best['valid_loss']:
             best.update(lr_max=lr_max, epochs=len(watch.losses), best_epoch=watch.best_epoch+1, valid_loss=watch.best_loss)
             weights = watch.weights
@@ -245,7 +247,6 @@ def fit_steadily(
         what = f"{error.where} the loss is {loss}" if error else f"after epoch {epoch} the validation loss is {_shown_loss(loss)}"
         failed = f"A peak rate of {_shown(lr_max)} is too high: {what}, and {_shown_loss(ceiling)} takes no learning"
         if not left or is_stuck and loss>=stuck_at: break
-        if error: error.discard()
         if is_stuck: stuck_at = loss
         lr_max = _third(lr_max)
         print(f"{failed}. Beginning again at {_shown(lr_max)}")
