@@ -78,6 +78,7 @@ def trial_splits(
     else:        folds = StratifiedKFold(3, shuffle=True, random_state=seed).split(rows, [y[i] for i in rows])
     return [(np.sort(rows[a]), np.sort(rows[b])) for a,b in folds]
 
+# %% ../nbs/24_recipe.ipynb #a24c0002
 def _try_recipe(learn, *args):
     "Losses and metrics of the best epoch, by name; an infinite loss where one was no number"
     try:
