@@ -217,19 +217,26 @@ class CountWork(GivesBack):
         self.plan.count(job, ops, now-self.at)
         self.at = now
 
-    def after_fit(self):
-        if is_fitting(self.learn): self.end()
-    def give_back(self):
-        self.end()
-        for cb in self.learn.cbs:
-            if isinstance(cb, ProgressCallback): cb.run = True
-    def end(self):
-        if self.logged is None: return
-        self.job.done,self.learn.logger,self.logged = float(len(self.job.costs)),self.logged,None
+    _docs = dict(before_fit="Start the clock; silence fastai's bars", after_batch="Tell the plan of a step")
 
-    _docs = dict(before_fit="Start the clock; silence fastai's bars", after_batch="Tell the plan of a step",
-                 after_fit="The job is done, however many epochs it took", give_back="Also after an error",
-                 end="The learner logs as before")
+# %% ../nbs/39_progress.ipynb #a39c0002
+@patch
+def end(self:CountWork):
+    "The job is done, however many epochs it took; the learner logs as before"
+    if self.logged is None: return
+    self.job.done,self.learn.logger,self.logged = float(len(self.job.costs)),self.logged,None
+
+@patch
+def after_fit(self:CountWork):
+    "The end of the fit"
+    if is_fitting(self.learn): self.end()
+
+@patch
+def give_back(self:CountWork):
+    "Also after an error, and fastai's bars are back"
+    self.end()
+    for cb in self.learn.cbs:
+        if isinstance(cb, ProgressCallback): cb.run = True
 
 # %% ../nbs/39_progress.ipynb #7d163202
 @docs
