@@ -6,6 +6,7 @@ from fastai.callback.training import GradientClip
 from ulmfit_ext.callback.bpt3c import *
 from ulmfit_ext.callback.loss import *
 from ulmfit_ext.callback.precision import *
+from ulmfit_ext.callback.steady import *
 from ulmfit_ext.text.loaders import *
 from test_bpt3c import classifier,gradients
 
@@ -123,7 +124,7 @@ class NeverWait(Callback):
 @pytest.mark.parametrize('bf16', [False,True])
 def test_no_batch_of_a_language_model_waits(bf16, mended):
     learn = language_model_learner(stream_dls(), AWD_LSTM, config={**awd_lstm_lm_config, **dict(emb_sz=16, n_hid=24, n_layers=2)}, pretrained=False)
-    cbs,never = [LinearCrossEntropy(), LossOnGPU(), GradientClip(.25)] + ([bfloat16('cuda')] if bf16 else []),NeverWait()
+    cbs,never = [LinearCrossEntropy(), LossOnGPU(), GradientClip(.25), StopOnNaN(every=99)] + ([bfloat16('cuda')] if bf16 else []),NeverWait()
     try:
         with learn.no_bar(), learn.no_logging(): learn.fit(2, 0.01, cbs=[*cbs, never])
     finally: never.stop()

@@ -330,8 +330,9 @@ def test_a_loss_that_is_no_number(tmp_path, quiet):
         def before_train(self):
             if self.epoch==self.at: self.learn.model[0].encoder.weight.data.fill_(math.nan)
     texts = table(200).text.tolist()
-    with pytest.raises(UlmfitError, match='loss is nan after part 1: a lower.*Nothing was written'): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Spoil(0))
-    with pytest.raises(UlmfitError, match='after part 3.*is kept'): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Spoil(2))
+    with pytest.raises(UlmfitError, match='loss is nan in epoch 0, training batch 0.* a lower.*is kept'): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Spoil(0))
+    assert len(json.loads((tmp_path/'lm'/'not_finite.json').read_text())['texts'])==kw['bs']
+    with pytest.raises(UlmfitError, match='in epoch 2, training batch 0.*is kept'): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Spoil(2))
     assert math.isfinite(pretrain_lm(texts, tmp_path/'lm', **kw).validate()[0]), 'what was written before does for going on'
 
 def test_another_order_or_other_weights_are_another_training(tmp_path, quiet):

@@ -1,5 +1,6 @@
 "The plan of a run: what it says, what it shows, and whether the time is kept. The clock is made up"
 import io,re,sys,time
+from contextlib import nullcontext
 from types import SimpleNamespace
 import numpy as np,pandas as pd,pytest
 from fastai.text.all import *
@@ -146,10 +147,15 @@ def test_the_bar_is_gone_after_an_error(monkeypatch):
         with plan.running(), plan.running(): raise KeyboardInterrupt
     assert plan.bar is None and plan.began is None and sys.stdout is screen
 
-def test_a_learner_has_its_bars_back(capsys):
+@pytest.mark.parametrize('error', [None, KeyboardInterrupt])
+def test_a_learner_has_its_bars_back(capsys, error):
+    "Also after a fit that an error ended"
+    class Stop(Callback):
+        def after_batch(self):
+            if error: raise error
     plan = Plan()
     learn = synth_learner(cbs=ProgressCallback())
-    with learn.added_cbs(CountWork(plan, plan.add('a', 'lines', 160, [1]))): learn.fit(1)
+    with pytest.raises(error) if error else nullcontext(), learn.added_cbs([CountWork(plan, plan.add('a', 'lines', 160, [1])), Stop()]): learn.fit(1)
     assert learn.progress.run and learn.logger is print and not learn.cbs.filter(risinstance(CountWork))
 
 def test_what_is_no_fit_is_not_counted():

@@ -206,12 +206,8 @@ def after_validate(self:Checkpoints):
 
 @patch
 def after_epoch(self:Checkpoints):
-    "Write the checkpoint. Raises `UlmfitError` where the loss is no number"
+    "Write the checkpoint"
     if not is_fitting(self.learn) or self.valid_loss is None: return # another callback has cancelled the epoch
-    if not math.isfinite(self.valid_loss):
-        kept = 'What was written before is kept' if self.done else 'Nothing was written'
-        raise UlmfitError(f"The loss is {self.valid_loss} after part {self.at+1}: a lower learning rate helps, "
-                          f"or gradients that are clipped (`clip`). {kept}")
     if self.valid_loss < self.state['best']:
         self.state.update(best=self.valid_loss, best_epoch=self.at)
         save_weights(self.learn.model, self.path/'best.safetensors')

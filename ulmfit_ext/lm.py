@@ -348,7 +348,7 @@ def _fit_in_parts(learn, how, keep, cbs):
     "Train `learn` with the checkpoints `keep`, and show the speed"
     learn.dls.train.part = 0,keep.n_parts # `_fit_minutes` asks for the length of an epoch
     learn.metrics += [ValueMetric(keep.speed, 'tokens/s')]
-    _fit(learn, how, L(keep, SkipTo(keep.done)) + cbs, keep.elapsed, keep.n_parts)
+    _fit(learn, how, L(keep, SkipTo(keep.done), StopOnNaN()) + cbs, keep.elapsed, keep.n_parts)
     learn.metrics = learn.metrics[:-1]
 
 def _save_pretrained(learn, keep, path, settings, half, pretrained):

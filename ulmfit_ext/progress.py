@@ -11,7 +11,7 @@ import itertools,sys,time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.imports import IN_NOTEBOOK
-from .callback.groups import is_fitting
+from .callback.groups import GivesBack,is_fitting
 from .text.labels import *
 from .text.tables import *
 from .data import *
@@ -183,9 +183,9 @@ def count(self:Plan,
 
 # %% ../nbs/39_progress.ipynb #c4511d88
 @docs
-class CountWork(Callback):
+class CountWork(GivesBack):
     "Count the work of a fit for a `Plan`, and print the losses as plain lines"
-    order = Recorder.order+5 # it knows the metrics; `ProgressCallback` comes later
+    order,logged = Recorder.order+5,None # it knows the metrics; `ProgressCallback` comes later
     def __init__(self,
         plan:Plan, # Holds all jobs of the run
         job:Job, # Which of them this fit is
@@ -218,12 +218,26 @@ class CountWork(Callback):
         self.plan.count(job, ops, now-self.at)
         self.at = now
 
-    def after_fit(self):
-        if not is_fitting(self.learn): return
-        self.job.done,self.learn.logger = float(len(self.job.costs)),self.logged
+    _docs = dict(before_fit="Start the clock; silence fastai's bars", after_batch="Tell the plan of a step")
 
-    _docs = dict(before_fit="Start the clock; silence fastai's bars", after_batch="Tell the plan of a step",
-                 after_fit="The job is done, however many epochs it took")
+# %% ../nbs/39_progress.ipynb #a39c0002
+@patch
+def end(self:CountWork):
+    "The job is done, however many epochs it took; the learner logs as before"
+    if self.logged is None: return
+    self.job.done,self.learn.logger,self.logged = float(len(self.job.costs)),self.logged,None
+
+@patch
+def after_fit(self:CountWork):
+    "The end of the fit"
+    if is_fitting(self.learn): self.end()
+
+@patch
+def give_back(self:CountWork):
+    "Also after an error, and fastai's bars are back"
+    self.end()
+    for cb in self.learn.cbs:
+        if isinstance(cb, ProgressCallback): cb.run = True
 
 # %% ../nbs/39_progress.ipynb #7d163202
 @docs

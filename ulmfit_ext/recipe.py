@@ -57,9 +57,9 @@ def fit_recipe(
     wd:float=None, # Weight decay; None: the learner's
     cbs=None, # More callbacks
 ):
-    "Train `learn`, and keep the weights of its best epoch"
+    "Train `learn`, and keep the weights of its best epoch. Raises `NotFiniteError` where the loss is no number"
     n_epoch = ifnone(n_epoch, epochs_for(len(learn.dls.train_ds)))
-    cbs = L(cbs) + L(KeepBest() if len(learn.dls.valid_ds) else None)
+    cbs = L(cbs) + L(StopOnNaN(), KeepBest() if len(learn.dls.valid_ds) else None)
     if recipe.gradual:
         return learn.fit_gradual(n_epoch, recipe.lr_max, recipe.factor, epochs_per_stage=recipe.epochs_per_stage, wd=wd, cbs=cbs)
     learn.unfreeze()
@@ -87,6 +87,18 @@ def trial_splits(
     else:        folds = StratifiedKFold(3, shuffle=True, random_state=seed).split(rows, [y[i] for i in rows])
     return [(np.sort(rows[a]), np.sort(rows[b])) for a,b in folds]
 
+# %% ../nbs/24_recipe.ipynb #a24c0002
+def _try_recipe(learn, *args):
+    "Losses and metrics of the best epoch, by name; an infinite loss where one was no number"
+    try:
+        with learn.no_bar(), learn.no_logging(): fit_recipe(learn, *args)
+    except NotFiniteError as e:
+        e.discard()
+        return dict(valid_loss=math.inf)
+    def _loss(o): return o[1] if math.isfinite(o[1]) else math.inf
+    best = min(learn.recorder.values, key=_loss) # of the epoch whose weights were kept
+    return dict(zip(learn.recorder.metric_names[1:-1], map(float, best)))
+
 def try_recipes(
     new_learner, # Function of rows to train on and rows to measure on: a classifier that is not trained yet
     splits:list, # From `trial_splits`
@@ -100,10 +112,7 @@ def try_recipes(
     for name,recipe in recipes.items():
         for train,valid in splits:
             learn = new_learner(train, valid)
-            with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, n_epoch, wd, cbs(learn) if cbs else None)
-            def _loss(o): return o[1] if math.isfinite(o[1]) else math.inf
-            best = min(learn.recorder.values, key=_loss) # of the epoch whose weights were kept
-            rows.append(dict(recipe=name, **dict(zip(learn.recorder.metric_names[1:-1], map(float, best)))))
+            rows.append(dict(recipe=name, **_try_recipe(learn, recipe, n_epoch, wd, cbs(learn) if cbs else None)))
             del learn
             gc.collect() # a learner and its callbacks hold each other, and hundreds of megabytes
     return pd.DataFrame(rows).groupby('recipe').mean().sort_values('valid_loss')
