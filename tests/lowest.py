@@ -1,17 +1,21 @@
-"""The lowest versions that `settings.ini` allows, one a line, as constraints for pip.
+"""Constraints for pip, one a line: the lowest versions that `settings.ini` allows
 
     python tests/lowest.py > lowest.txt
-    pip install -e '.[dev]' -c lowest.txt
+    pip install -e '.[dev]' -c lowest.txt      # on Python 3.10
 """
 import re
 from configparser import ConfigParser
 from pathlib import Path
 
-def requirements():
-    "What `settings.ini` asks for: the library's requirements, and those of its extras"
+def read_settings():
+    "What `settings.ini` says"
     cfg = ConfigParser(delimiters=['='], interpolation=None)
     cfg.read(Path(__file__).parent.parent/'settings.ini', encoding='utf-8')
-    return [o for k,v in cfg['DEFAULT'].items() if k.endswith('requirements') for o in v.split()]
+    return cfg['DEFAULT']
+
+def requirements():
+    "What the library and its extras require"
+    return [o for k,v in read_settings().items() if k.endswith('requirements') for o in v.split()]
 
 def lowest(
         requirement:str, # One of `requirements`
