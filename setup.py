@@ -11,6 +11,7 @@ cfg,lib = parser['DEFAULT'],parser['DEFAULT']['lib_path']
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], license=cfg['license'], python_requires=f">={cfg['min_python']}",
+    classifiers=[f'Programming Language :: Python :: {o}' for o in cfg['tested_pythons'].split()],
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=[lib, f'{lib}.*']), include_package_data=True, zip_safe=False,
     install_requires=cfg['requirements'].split(), extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev','subwords')},

@@ -219,7 +219,7 @@ def test_a_model_is_saved_to_where_it_was_read_from(make):
     u.fit_classifier(2)
 
 def test_home(make, df, tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
+    for name in ('HOME','USERPROFILE'): monkeypatch.setenv(name, str(tmp_path)) # of POSIX, of Windows
     u = make()
     u = ULMFiT.from_df(df, '~/v', None, 'fwd', size, bs=8, min_freq=1)
     assert u.path==tmp_path/'v' and (u.path/'.ulmfit_cache').exists()

@@ -367,7 +367,7 @@ def _print_results(ulmfit, errors, n_test, labels):
 def _save_results(ulmfit, answers, errors, out):
     "Save the errors, as JSON and as a picture, and the confusion matrix"
     import matplotlib.pyplot as plt
-    with atomic_write(out/'errors.json') as tmp: tmp.write_text(json.dumps(dict(errors.round(4)), indent=1))
+    with atomic_write(out/'errors.json') as tmp: tmp.write_text(json.dumps(dict(errors.round(4)), indent=1), encoding='utf-8')
     save_figure(_plot_errors(errors), out/'errors.png')
     with plt.ioff(): ax = ulmfit.ensemble.plot_confusion_matrix(answers, normalize=True)
     save_figure(ax, out/'confusion.png')

@@ -58,7 +58,8 @@ class BagOfWords:
         **choices # What else is to be remembered of the training: `C`, `cv_accuracy`
     ):
         self.number = {term: i for i,term in enumerate(terms)}
-        self.idf,self.coef,self.bias = [torch.as_tensor(o, dtype=torch.float32) for o in (idf,coef,bias)]
+        # cloned, as tensors that were read keep their file mapped, which Windows then does not replace
+        self.idf,self.coef,self.bias = [torch.as_tensor(o, dtype=torch.float32).clone() for o in (idf,coef,bias)]
         self.classes,self.multi,self.lowercase,self.choices = list(classes),multi,lowercase,choices
 
     def __repr__(self): return f"BagOfWords: {len(self.number):,} terms, classes {listing(self.classes, 10)}, {self.choices}"

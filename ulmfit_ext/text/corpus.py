@@ -239,7 +239,8 @@ def _tokenized(shards, lang, n):
                 if len(waiting)>2*n: yield _first(waiting)
             while waiting: yield _first(waiting)
     except BrokenProcessPool:
-        warnings.warn('a process that tokenized has died (out of memory?): going on with one process, more slowly')
+        why = 'out of memory' if sys.platform=='linux' else 'out of memory, or a script without `if __name__=="__main__":`'
+        warnings.warn(f'a process that tokenized has died ({why}?): going on with one process, more slowly')
     yield from _alone(itertools.chain(waiting, shards), lang) # what is left, where a process has died
 
 # %% ../../nbs/13_text.corpus.ipynb #6a2a6a38
@@ -278,6 +279,7 @@ class Corpus:
         try:
             ids = _mapped_ids(file)
             if (len(ids),ids.dtype)==(self.offs[-1],processor.dtype): return ids
+            del ids # no longer mapped: Windows replaces no file that is
         except FileNotFoundError: pass
         except Exception as e: # NumPy raises what it will
             warnings.warn(f"'{file}' is broken ({shown(e)}): making it again", stacklevel=2)
