@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.imports import IN_NOTEBOOK
 from .callback.groups import is_fitting
+from .callback.ranks import *
 from .text.tables import *
 from .data import *
 from .weights import *
@@ -56,7 +57,7 @@ class Plan:
     @property
     def time_left(self):
         "Seconds; infinity where no time was given"
-        return math.inf if self.minutes is None else 60*self.minutes - self.spent
+        return math.inf if self.minutes is None else agreed(60*self.minutes - self.spent)
     def __repr__(self): return f"Plan ({self.spent/60:.1f} minutes spent): {self.estimate() or 'nothing measured yet'}"
 
     def add(self, name, kind, tokens, costs, *args):
@@ -73,12 +74,19 @@ def speed(self:Plan,
     kind:str=None, # Of which kind; None: of all
 ) -> float: # None where nothing was measured yet, and nothing guessed
     "Operations a second"
+    if self.minutes and n_ranks()>1: return self._agreed_speed(kind)
     alike = ('trials','classifiers') if kind in ('trials','classifiers') else (kind,)
     for kinds in ((kind,), alike, () if self.minutes else self.measured):
         found = [self.measured[o] for o in kinds if o in self.measured]
         steps,ops,seconds = [sum(o) for o in zip((0,0.,0.), *found)]
         if seconds and (steps>=min_steps or seconds>=min_seconds): return ops/seconds
     return self.guess(kind) if self.minutes else None
+
+@patch
+def _agreed_speed(self:Plan, kind):
+    "The speed that rank 0 has measured: all decide alike"
+    with alone(): speed = self.speed(kind)
+    return agreed(speed)
 
 @patch
 def seconds(self:Plan,
@@ -146,8 +154,9 @@ def running(self:Plan):
     if self.began is not None:
         yield
         return
-    self.began,self.bar = time.time(),_new_bar()
-    try: yield
+    self.began,self.bar = time.time(),None if n_ranks()>1 else _new_bar() # a bar asks for the speed when it likes
+    try:
+        with quiet_ranks(): yield
     finally:
         self.hide()
         self.earlier,self.began = self.spent,None
@@ -211,7 +220,7 @@ class CountWork(Callback):
         if not is_fitting(self.learn): return
         job,now = self.job,time.time()
         if self.training:
-            ops = self.xb[0].numel()*job.costs[min(self.epoch, len(job.costs)-1)]
+            ops = self.xb[0].numel()*n_ranks()*job.costs[min(self.epoch, len(job.costs)-1)]
             job.done = min(self.epoch + (self.iter+1)/self.n_iter, len(job.costs))
         else: ops = job.valid/self.n_iter
         self.plan.count(job, ops, now-self.at)
@@ -243,7 +252,7 @@ def time_steps(
 ) -> float: # Operations a second
     "How fast a learner trains, measured on ten steps of it"
     plan,job = Plan(),Job('', 0, [cost]) # with nothing left to tell of
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[CountWork(plan, job), _Few(seconds), *L(cbs)])
+    with alone(), learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[CountWork(plan, job), _Few(seconds), *L(cbs)])
     steps,ops,took = plan.measured['']
     return ops/max(took, 1e-6)
 

@@ -1,0 +1,111 @@
+"""The three stages on several processes and on one with the batch as many times as large, and how far apart they end.
+
+    python tests/ranks.py                              # runs both and prints what is compared; --out FILE.json keeps it
+    torchrun --standalone --nproc-per-node 2 tests/ranks.py --part FOLDER --rows 8      # what each process of the first runs
+"""
+import argparse,json,os,subprocess,sys,tempfile,time,warnings
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(root/'tests'),str(root)]
+size = dict(emb_sz=8, n_hid=12, n_layers=2)
+
+def run(folder, n, timeout=300, script=__file__, args=(), env={}):
+    "Run `script` on `n` processes, as `torchrun` does; what it printed, and how it ended"
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n)] if n>1 else []
+    cmd = [sys.executable, *launch, str(script), *args]
+    env = {**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONWARNINGS':'ignore', 'CUDA_VISIBLE_DEVICES':'', **env}
+    for k in ('RANK','WORLD_SIZE'): env.pop(k, None)
+    return subprocess.run(cmd, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
+
+def part(folder, rows):
+    "What one process does; its results are written to `folder`"
+    import numpy as np, pandas as pd, torch
+    from fastai.text.all import F1Score,ProgressCallback,accuracy,defaults,first,rank_distrib,set_seed
+    from made_up import make_df
+    from ulmfit_ext.all import ULMFiT,finetune_lm,get_model,n_ranks,pretrain_lm,ulmfit_classifier,ulmfit_dls
+    warnings.simplefilter('ignore')
+    defaults.callbacks = [o for o in defaults.callbacks if o is not ProgressCallback]
+    rank,found,began = rank_distrib(),{},time.time()
+    def keep(name, learn, **more):
+        "Note the losses of a fit and the weights it ended with"
+        torch.save(get_model(learn.model).state_dict(), folder/f'{name}-{rank}.pt')
+        found[name] = dict(values=[list(map(float, o)) for o in learn.recorder.values])
+        found[name].update(more)
+    df  = make_df(240, longest=60)
+    dls = ulmfit_dls(df, path=folder, seed=0, bs=rows, bptt=10, min_freq=1, valid_pct=0.19, progress=False)
+
+    for name,drop in ('lm',0.), ('lm, dropout',0.5):
+        set_seed(0)
+        lm = finetune_lm(dls.with_split(dls.train_idx, dls.valid_idx), config=size, n_epoch=3, lr_max=0.01, drop_mult=drop, alpha=0., beta=0.)
+        keep(name, lm)
+        if not drop: encoder = lm
+    set_seed(0)
+    keep('pretraining', pretrain_lm(list(df.text), folder/'lm', size, n_epoch=2, part=800, lr_max=0.01, drop_mult=0., bs=rows, bptt=10,
+                                    workers=0, valid_pct=0.1))
+    for name,drop,reg in ('classifier',0.,0.), ('classifier, dropout',0.5,1.):
+        set_seed(0)
+        here  = dls.with_split(dls.train_idx, dls.valid_idx)
+        learn = ulmfit_classifier(here.clas_fwd, encoder=encoder, drop_mult=drop, ps=[drop/5], bptt=10, alpha=2*reg, beta=reg,
+                                  metrics=[accuracy, F1Score(average='macro')])
+        frozen = sum(not p.requires_grad for p in learn.model.parameters())
+        with learn.no_logging(): learn.fit_gradual(5, 0.02)
+        steps,rates = len(learn.recorder.losses),[float(o) for o in learn.recorder.lrs]
+        values = [list(map(float, o)) for o in learn.recorder.values]
+        last = list(map(float, learn.validate()))
+        probs,targs = learn.get_preds()
+        right = [here.classes.index(here.y[i]) for i in here.valid_idx]
+        keep(name, learn, values=values, steps=steps, rates=rates, frozen=frozen, validate=last, probs=probs.tolist(), in_order=targs.tolist()==right)
+    with learn.no_logging():
+        with learn.distrib_ctx(): learn.fit(1, 1e-3) # fastai's way
+    keep('distrib_ctx', learn)
+
+    ulmfit = ULMFiT.from_df(df, folder/'ulmfit', pretrained=None, config=size, bs=rows, bptt=10, seed=0, min_freq=1, words=True)
+    ulmfit.fit(dict(n_epoch=1), dict(n_epoch=2, recipe='gradual'))
+    keep('ULMFiT forward', ulmfit.learns['fwd'])
+    keep('ULMFiT backward', ulmfit.learns['bwd'])
+    if not rank: found['accuracy'] = float(ulmfit.validate().accuracy['all'])
+    found.update(n_ranks=n_ranks(), seconds=time.time()-began)
+    (folder/f'found-{rank}.json').write_text(json.dumps(found))
+
+def apart(a, b):
+    "The largest difference of two sets of weights"
+    import torch
+    one,two = [torch.load(o, weights_only=True) for o in (a,b)]
+    assert one.keys()==two.keys()
+    return max(float((one[k].double()-two[k].double()).abs().max()) for k in one)
+
+def compare(folder, n=2, rows=16):
+    "Train on one process and on `n`; for each stage how far apart the ranks and the two runs are"
+    runs = {}
+    for k in (1,n):
+        (folder/str(k)).mkdir()
+        res = run(folder, k, args=['--part', str(folder/str(k)), '--rows', str(rows//k)])
+        if res.returncode: raise RuntimeError(f'{k} processes ended with {res.returncode}:\n{res.stdout[-3000:]}\n{res.stderr[-6000:]}')
+        runs[k] = [json.loads((folder/str(k)/f'found-{r}.json').read_text()) for r in range(k)],res.stdout
+    (one,),several = runs[1][0],runs[n][0]
+    table = {}
+    for name,found in one.items():
+        if not isinstance(found, dict): continue
+        there = several[0][name]
+        paths = [folder/str(n)/f'{name}-{r}.pt' for r in range(n)]
+        row = dict(ranks_apart=max(apart(paths[0], p) for p in paths[1:]),
+                   weights_apart=apart(folder/'1'/f'{name}-0.pt', paths[0]), valid_loss=[found['values'][-1][1],there['values'][-1][1]],
+                   losses_apart=max(abs(a-b) for o,p in zip(found['values'],there['values']) for a,b in zip(o,p)))
+        table[name] = row
+    return table,one,several,runs[n][1]
+
+if __name__=='__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--part', type=Path, help='run one part, and write what it finds to this folder')
+    parser.add_argument('--rows', type=int, default=16, help='rows in a batch of one process')
+    parser.add_argument('--out', type=Path, help='JSON file for the table')
+    args = parser.parse_args()
+    if args.part: part(args.part, args.rows)
+    else:
+        with tempfile.TemporaryDirectory() as tmp: table,*_ = compare(Path(tmp))
+        for name,row in table.items(): print(f"{name:20} ranks {row['ranks_apart']:.1e}  weights {row['weights_apart']:.1e}  losses {row['losses_apart']:.1e}  "
+                                             f"valid {row['valid_loss'][0]:.4f} {row['valid_loss'][1]:.4f}")
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(table, indent=1)+'\n')
