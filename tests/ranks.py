@@ -23,7 +23,7 @@ def part(folder, rows):
     import numpy as np, pandas as pd, torch
     from fastai.text.all import F1Score,ProgressCallback,accuracy,defaults,first,rank_distrib,set_seed
     from made_up import make_df
-    from ulmfit_ext.all import ULMFiT,finetune_lm,get_model,n_ranks,pretrain_lm,ulmfit_classifier,ulmfit_dls
+    from ulmfit_ext.all import ULMFiT,finetune_lm,get_model,lm_learner,n_ranks,pretrain_lm,ulmfit_classifier,ulmfit_dls
     warnings.simplefilter('ignore')
     defaults.callbacks = [o for o in defaults.callbacks if o is not ProgressCallback]
     rank,found,began = rank_distrib(),{},time.time()
@@ -32,24 +32,25 @@ def part(folder, rows):
         torch.save(get_model(learn.model).state_dict(), folder/f'{name}-{rank}.pt')
         found[name] = dict(values=[list(map(float, o)) for o in learn.recorder.values])
         found[name].update(more)
-    df  = make_df(240, longest=60)
-    dls = ulmfit_dls(df, path=folder, seed=0, bs=rows, bptt=10, min_freq=1, valid_pct=0.19, progress=False)
+    df  = make_df(120, longest=40)
+    dls = ulmfit_dls(df, path=folder, seed=0, bs=rows, bptt=10, min_freq=1, valid_pct=0.2, progress=False)
 
     for name,drop in ('lm',0.), ('lm, dropout',0.5):
         set_seed(0)
-        lm = finetune_lm(dls.with_split(dls.train_idx, dls.valid_idx), config=size, n_epoch=3, lr_max=0.01, drop_mult=drop, alpha=0., beta=0.)
+        lm = finetune_lm(dls.with_split(dls.train_idx, dls.valid_idx), config=size, n_epoch=2, lr_max=0.003, drop_mult=drop)
         keep(name, lm)
-        if not drop: encoder = lm
     set_seed(0)
-    keep('pretraining', pretrain_lm(list(df.text), folder/'lm', size, n_epoch=2, part=800, lr_max=0.01, drop_mult=0., bs=rows, bptt=10,
+    keep('pretraining', pretrain_lm(list(df.text), folder/'lm', size, n_epoch=1, part=800, lr_max=0.01, drop_mult=0., bs=rows, bptt=10,
                                     workers=0, valid_pct=0.1))
     for name,drop,reg in ('classifier',0.,0.), ('classifier, dropout',0.5,1.):
         set_seed(0)
         here  = dls.with_split(dls.train_idx, dls.valid_idx)
+        encoder = lm_learner(here.lm_fwd, size)
         learn = ulmfit_classifier(here.clas_fwd, encoder=encoder, drop_mult=drop, ps=[drop/5], bptt=10, alpha=2*reg, beta=reg,
                                   metrics=[accuracy, F1Score(average='macro')])
+        if not drop: learn.model.double() # batch norm makes much of what differs by rounding
         frozen = sum(not p.requires_grad for p in learn.model.parameters())
-        with learn.no_logging(): learn.fit_gradual(5, 0.02)
+        with learn.no_logging(): learn.fit_gradual(4, 0.02)
         steps,rates = len(learn.recorder.losses),[float(o) for o in learn.recorder.lrs]
         values = [list(map(float, o)) for o in learn.recorder.values]
         last = list(map(float, learn.validate()))

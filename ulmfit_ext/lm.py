@@ -301,7 +301,7 @@ def sample_text(
     way = -1 if setup.backwards else 1
     def _decode(tokens): return decode_spec_tokens(tokens[::way])
     ids  = learn.dls.valid_ds[0][0][:6].numpy()[::way].copy()
-    text = learn.predict(ids, n_words, temperature=0.8, no_bar=True, decoder=_decode)
+    with alone(): text = learn.predict(ids, n_words, temperature=0.8, no_bar=True, decoder=_decode)
     return text.replace('▁', ' ') if setup.processor.tokenizer.spelled else text
 
 # %% ../nbs/22_lm.ipynb #a254b29b

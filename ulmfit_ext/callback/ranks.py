@@ -176,7 +176,7 @@ class _SumOverRanks(torch.autograd.Function):
 def _batch_norm(bn, x):
     "What the batch norm `bn` makes of `x` (rows, features, …), with the statistics of all ranks"
     if not bn.training or n_ranks()==1: return type(bn).forward(bn, x)
-    out_type,x = x.dtype,x.as_subclass(Tensor).float()
+    out_type,x = x.dtype,x.as_subclass(Tensor).to(torch.promote_types(x.dtype, torch.float32))
     dims,shape = [i for i in range(x.ndim) if i!=1],[1,-1] + [1]*(x.ndim-2)
     n    = x.numel()//x.shape[1] * n_ranks()
     mean = _SumOverRanks.apply(x.sum(dims))/n       # (features,)
