@@ -457,6 +457,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'ulmfit_ext/callback/unfreeze.py'),
                                               'ulmfit_ext.callback.unfreeze._stages': ( 'callback.unfreeze.html#_stages',
                                                                                         'ulmfit_ext/callback/unfreeze.py'),
+                                              'ulmfit_ext.callback.unfreeze._wrapped_anew': ( 'callback.unfreeze.html#_wrapped_anew',
+                                                                                              'ulmfit_ext/callback/unfreeze.py'),
                                               'ulmfit_ext.callback.unfreeze.chain_thaw_stages': ( 'callback.unfreeze.html#chain_thaw_stages',
                                                                                                   'ulmfit_ext/callback/unfreeze.py'),
                                               'ulmfit_ext.callback.unfreeze.train_groups': ( 'callback.unfreeze.html#train_groups',
