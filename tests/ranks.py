@@ -1,9 +1,11 @@
 """The three stages on several processes and on one with the batch as many times as large, and how far apart they end.
 
-    python tests/ranks.py                              # runs both and prints what is compared; --out FILE.json keeps it
-    torchrun --standalone --nproc-per-node 2 tests/ranks.py --part FOLDER --rows 8      # what each process of the first runs
+    python tests/ranks.py                # runs both and prints what is compared; --out FILE.json keeps it
+    python tests/ranks.py --seeds 3      # and trains on the sample texts with dropout, some seeds on one process and on two
+
+    torchrun --standalone --nproc-per-node 2 tests/ranks.py --part FOLDER --rows 8      # what each process runs
 """
-import argparse,json,os,subprocess,sys,tempfile,time,warnings
+import argparse,json,math,os,subprocess,sys,tempfile,time,warnings
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
@@ -21,7 +23,7 @@ def run(folder, n, timeout=300, script=__file__, args=(), env={}):
 def part(folder, rows):
     "What one process does; its results are written to `folder`"
     import numpy as np, pandas as pd, torch
-    from fastai.text.all import F1Score,ProgressCallback,accuracy,defaults,first,rank_distrib,set_seed
+    from fastai.text.all import Callback,F1Score,ProgressCallback,accuracy,defaults,rank_distrib,set_seed
     from made_up import make_df
     from ulmfit_ext.all import ULMFiT,finetune_lm,get_model,lm_learner,n_ranks,pretrain_lm,ulmfit_classifier,ulmfit_dls
     warnings.simplefilter('ignore')
@@ -61,6 +63,13 @@ def part(folder, rows):
         with learn.distrib_ctx(): learn.fit(1, 1e-3) # fastai's way
     keep('distrib_ctx', learn)
 
+    class NaN(Callback):
+        order,seen = -1,0
+        def after_loss(self):
+            if rank: self.learn.loss = self.learn.loss*math.nan
+        def after_batch(self): self.seen += math.isnan(self.learn.loss)
+    with learn.no_logging(): learn.fit(1, 0., cbs=(nan := NaN()))
+    found['losses that are no number'] = nan.seen
     keep("fastai's DDP", fit_with_ddp(rank, n_ranks()))
     ulmfit = ULMFiT.from_df(df, folder/'ulmfit', pretrained=None, config=size, bs=rows, bptt=10, seed=0, min_freq=1, words=True)
     ulmfit.fit(dict(n_epoch=1), dict(n_epoch=2, recipe='gradual'))
@@ -69,6 +78,32 @@ def part(folder, rows):
     if not rank: found['accuracy'] = float(ulmfit.validate().accuracy['all'])
     found.update(n_ranks=n_ranks(), seconds=time.time()-began)
     (folder/f'found-{rank}.json').write_text(json.dumps(found))
+
+def part_of_sample(folder, rows, seed):
+    "Language model and classifier of the sample texts, with dropout; the lowest losses on the validation set"
+    from ulmfit_ext.all import finetune_lm,rank_distrib,sample_table,set_seed,ulmfit_classifier,ulmfit_dls,defaults,ProgressCallback
+    warnings.simplefilter('ignore')
+    defaults.callbacks = [o for o in defaults.callbacks if o is not ProgressCallback]
+    dls = ulmfit_dls(sample_table(), path=folder, seed=0, bs=rows, bptt=70)
+    set_seed(seed)
+    lm = finetune_lm(dls, config=dict(emb_sz=64, n_hid=128, n_layers=2), n_epoch=6, lr_max=0.01, drop_mult=0.5)
+    learn = ulmfit_classifier(dls.clas_fwd, encoder=lm, drop_mult=0.5)
+    with learn.no_logging(): learn.fit_gradual(8, 0.02)
+    best = dict(lm=min(float(o[1]) for o in lm.recorder.values), classifier=min(float(o[1]) for o in learn.recorder.values))
+    if not rank_distrib(): (folder/'found.json').write_text(json.dumps(best))
+
+def compare_sample(folder, seeds, n=2, rows=16):
+    "The losses with dropout of some seeds, on one process and on `n`"
+    found = {}
+    for k in (1,n):
+        for seed in range(seeds):
+            here = folder/f'sample-{k}-{seed}'
+            here.mkdir()
+            res = run(folder, k, 3600, args=['--part', str(here), '--rows', str(rows//k), '--seed', str(seed)])
+            if res.returncode: raise RuntimeError(res.stderr[-6000:])
+            for name,loss in json.loads((here/'found.json').read_text()).items():
+                found.setdefault(name, {}).setdefault(f'{k} process{"es"*(k>1)}', []).append(round(loss, 4))
+    return found
 
 def fit_with_ddp(rank, n):
     "Gradual unfreezing of a learner that is not ours, wrapped as fastai's `DistributedTrainer` does; each process has its own data"
@@ -118,13 +153,21 @@ if __name__=='__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--part', type=Path, help='run one part, and write what it finds to this folder')
     parser.add_argument('--rows', type=int, default=16, help='rows in a batch of one process')
-    parser.add_argument('--out', type=Path, help='JSON file for the table')
+    parser.add_argument('--seed', type=int, help='with --part: train on the sample texts')
+    parser.add_argument('--seeds', type=int, default=0, help='how many seeds to train on the sample texts')
+    parser.add_argument('--out', type=Path, help='JSON file for what is found')
     args = parser.parse_args()
-    if args.part: part(args.part, args.rows)
-    else:
-        with tempfile.TemporaryDirectory() as tmp: table,*_ = compare(Path(tmp))
-        for name,row in table.items(): print(f"{name:20} ranks {row['ranks_apart']:.1e}  weights {row['weights_apart']:.1e}  losses {row['losses_apart']:.1e}  "
-                                             f"valid {row['valid_loss'][0]:.4f} {row['valid_loss'][1]:.4f}")
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(table, indent=1)+'\n')
+    if args.part:
+        if args.seed is None: part(args.part, args.rows)
+        else: part_of_sample(args.part, args.rows, args.seed)
+        sys.exit()
+    with tempfile.TemporaryDirectory() as tmp:
+        table,*_ = compare(Path(tmp))
+        for name,o in table.items():
+            print(f"{name:20} ranks {o['ranks_apart']:.1e}  weights {o['weights_apart']:.1e}  losses {o['losses_apart']:.1e}  "
+                  f"valid {o['valid_loss'][0]:.4f} {o['valid_loss'][1]:.4f}", flush=True)
+        sample = compare_sample(Path(tmp), args.seeds)
+        for name,o in sample.items(): print(f'sample texts, {name}: {o}')
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(dict(stages=table, with_dropout=sample), indent=1)+'\n')

@@ -48,6 +48,11 @@ def test_predictions_and_metrics(runs):
         torch.testing.assert_close(a, b)
         assert found['classifier']['validate']==pytest.approx(one['classifier']['validate'], abs=1e-6)
 
+def test_a_loss_that_is_no_number(runs):
+    "What is no number on one rank is none on any, so that all end alike"
+    _,one,several,_ = runs
+    assert several[0]['losses that are no number']==several[1]['losses that are no number']>0==one['losses that are no number']
+
 def test_only_the_first_prints_and_writes(runs, tmp_path):
     _,one,several,printed = runs
     for line in 'Language model, forward', 'Classifier, backward', 'Counting words', 'Perplexity': assert printed.count(line)==1

@@ -74,19 +74,12 @@ def speed(self:Plan,
     kind:str=None, # Of which kind; None: of all
 ) -> float: # None where nothing was measured yet, and nothing guessed
     "Operations a second"
-    if self.minutes and n_ranks()>1: return self._agreed_speed(kind)
     alike = ('trials','classifiers') if kind in ('trials','classifiers') else (kind,)
     for kinds in ((kind,), alike, () if self.minutes else self.measured):
         found = [self.measured[o] for o in kinds if o in self.measured]
         steps,ops,seconds = [sum(o) for o in zip((0,0.,0.), *found)]
         if seconds and (steps>=min_steps or seconds>=min_seconds): return ops/seconds
     return self.guess(kind) if self.minutes else None
-
-@patch
-def _agreed_speed(self:Plan, kind):
-    "The speed that rank 0 has measured: all decide alike"
-    with alone(): speed = self.speed(kind)
-    return agreed(speed)
 
 @patch
 def seconds(self:Plan,
@@ -100,7 +93,7 @@ def seconds(self:Plan,
         speed = self.speed(o.kind)
         if speed is None: return None
         total += min(o.left/speed, max(o.limit, 0)) if limited else o.left/speed
-    return total
+    return total if limited else agreed(total) # decisions are made without limits, and alike on all ranks
 
 # %% ../nbs/39_progress.ipynb #7da1dc4b
 @patch
@@ -154,7 +147,7 @@ def running(self:Plan):
     if self.began is not None:
         yield
         return
-    self.began,self.bar = time.time(),None if n_ranks()>1 else _new_bar() # a bar asks for the speed when it likes
+    self.began,self.bar = time.time(),None if rank_distrib() else _new_bar()
     try:
         with quiet_ranks(): yield
     finally:
@@ -298,7 +291,7 @@ def fit_epochs(self:Plan,
     same = [o for o in self.jobs.values() if o.kind==job.kind]
     jobs = [o for o in same if o.left]
     for o in jobs: o.limit = max(self.time_left, 0)/len(jobs)
-    epoch = job.left/n_epoch/self.speed(job.kind)
+    epoch = job.left/n_epoch/agreed(self.speed(job.kind))
     n,more = round(job.limit/epoch),round((self.time_left/len(jobs) + 6*self.minutes)/epoch) # a tenth of the run more
     n = max([n] + [min(len(o.costs), more) for o in same if not o.left]) # directions are trained alike
     n = min(n_epoch, max(job.least, n))

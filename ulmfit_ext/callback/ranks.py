@@ -224,6 +224,10 @@ def _to_detach(is_shared, b, cpu=True, gather=True):
     b = to_detach(b, cpu=cpu, gather=False)
     return apply(_gather, b) if gather and is_shared else b
 
+def _accumulate_alone(smooth, learn):
+    "What `AvgSmoothLoss.accumulate` does, without asking the other ranks: the loss is a mean already"
+    with alone(): type(smooth).accumulate(smooth, learn)
+
 def _sum_metrics(metrics):
     "Add up those of `metrics` that are means over texts"
     means = [o for o in metrics if isinstance(o, (AvgLoss,AvgMetric)) and hasattr(o, 'total')]
@@ -256,21 +260,28 @@ class Ranks(GivesBack):
     def before_train(self):
         if n_ranks()==1: return
         self.share(equal=True)
+        if hasattr(self.learn, 'recorder'): self.recorder.smooth_loss.accumulate = partial(_accumulate_alone, self.recorder.smooth_loss)
         if rank_distrib(): torch.manual_seed(torch.randint(2**62, (1,)).item() + rank_distrib()) # dropout of its own
     def before_validate(self):
         if n_ranks()>1: self.share(equal=False)
+    def after_loss(self):
+        if n_ranks()==1 or not is_fitting(self.learn) or not len(self.yb): return
+        mean = sum_ranks(self.learn.loss.detach().as_subclass(Tensor).clone())/n_ranks()
+        self.learn.loss = mean if self.training else torch.where(mean.isfinite(), self.learn.loss, mean)
     def before_step(self):
         if n_ranks()>1: mean_gradients(self.learn.model)
 
     def give_back(self):
         for o in self.norms: vars(o).pop('forward', None)
+        if hasattr(self.learn, 'recorder'): vars(self.recorder.smooth_loss).pop('accumulate', None)
         self.norms = []
         while self.parts: self.unshare()
     def after_fit(self):
         if is_fitting(self.learn): self.give_back()
 
     _docs = dict(before_fit="Begin with the weights of rank 0", before_train="Read this rank's part, with a dropout of its own",
-                 before_validate="Read this rank's part", before_step="Take the mean of the gradients",
+                 before_validate="Read this rank's part",
+                 after_loss="Note the mean; a loss that is no number on one rank is none on any", before_step="Take the mean of the gradients",
                  give_back="The loaders read everything again", after_fit="The same")
 
 # %% ../../nbs/09_callback.ranks.ipynb #e4f025f6
@@ -300,11 +311,9 @@ def unshare(self:Ranks):
 
 @patch
 def after_train(self:Ranks):
-    "Take the mean of the losses"
-    if n_ranks()==1 or not hasattr(self.learn, 'recorder'): return
-    smooth = self.recorder.smooth_loss
-    smooth.val = sum_ranks(smooth.val.clone().as_subclass(Tensor))/n_ranks()
-    if self.shared: _sum_metrics(self.recorder._train_mets)
+    "Add up the metrics of all ranks, where they are measured while training"
+    if n_ranks()==1: return
+    if self.shared and hasattr(self.learn, 'recorder'): _sum_metrics(self.recorder._train_mets)
     self.unshare()
 
 @patch
