@@ -9,6 +9,7 @@ __all__ = ['plain_settings', 'training_settings', 'why_again', 'list_pieces', 'f
 from fastai.text.all import *
 import inspect,pickle,shutil,time,uuid
 from .callback.groups import *
+from .callback.ranks import *
 from .core import *
 
 # %% ../nbs/21_checkpoint.ipynb #2fa1d85c
@@ -72,6 +73,7 @@ def _damaged_file(path):
         except (OSError,UlmfitError): same = False
         if not same: return name
 
+@on_rank0
 def find_piece(
     folder, # Folder of pieces
     side:str, # 'fwd' or 'bwd'
@@ -83,6 +85,7 @@ def find_piece(
     if path is None or not (name := _damaged_file(path)): return path
     warn(f'{path/name} is damaged: it is not what was saved. What is in {path} is trained again')
 
+@on_rank0
 def save_piece(
     folder, # Folder of pieces
     side:str, # 'fwd' or 'bwd'
@@ -148,7 +151,7 @@ class Checkpoints(GivesBack):
     ):
         store_attr(but='path')
         self.path,self.tokens_s = Path(path),0
-        self.state = _read_state(self.path)
+        with rank0_first(): self.state = _read_state(self.path)
 
     @property
     def done(self): return self.state['done']
@@ -191,7 +194,7 @@ def before_train(self:Checkpoints):
 @patch
 def after_batch(self:Checkpoints):
     "Count the tokens"
-    if self.training: self.n_tokens += self.xb[0].numel()
+    if self.training: self.n_tokens += self.xb[0].numel()*n_ranks()
 
 @patch
 def after_train(self:Checkpoints):
@@ -210,10 +213,15 @@ def after_epoch(self:Checkpoints):
     if not is_fitting(self.learn) or self.valid_loss is None: return # another callback has cancelled the epoch
     if self.valid_loss < self.state['best']:
         self.state.update(best=self.valid_loss, best_epoch=self.at)
-        save_weights(self.learn.model, self.path/'best.safetensors')
+        on_rank0(save_weights)(self.learn.model, self.path/'best.safetensors')
     self.state['history'].append([round(self.train_loss, 4), round(self.valid_loss, 4)])
     self.state['tokens'] += self.n_tokens
     self.state.update(done=self.at+1, elapsed=time.time()-self.began, learner=_learner_state(self.learn))
+    on_rank0(self.write)()
+
+@patch
+def write(self:Checkpoints):
+    "Write the checkpoint"
     with atomic_write(self.path/'state.pt') as tmp, tmp.open('wb') as f: torch.save(self.state, f) # a full disk is an `OSError` of Python's
 
 # %% ../nbs/21_checkpoint.ipynb #cca94731
@@ -228,4 +236,4 @@ def load_best(self:Checkpoints,
 @patch
 def remove(self:Checkpoints):
     "Delete what was written"
-    shutil.rmtree(self.path, ignore_errors=True)
+    on_rank0(shutil.rmtree)(self.path, ignore_errors=True)

@@ -10,6 +10,7 @@ from fastai.text.all import *
 from .callback.unfreeze import *
 from .callback.bpt3c import *
 from .callback.precision import mend_weight_dropout
+from .callback.ranks import with_ranks
 from .core import *
 from .text.loaders import *
 from .weights import *
@@ -73,4 +74,4 @@ def ulmfit_classifier(
         load_weights(learn.model[0].module, wgts, "the encoder's weights")
         learn.freeze()
     learn.add_cb(BPT3C(bptt, max_len, checkpoint))
-    return learn
+    return with_ranks(learn)

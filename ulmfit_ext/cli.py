@@ -20,6 +20,7 @@ from . import __version__
 # %% ../nbs/42_cli.ipynb #fd81dff6
 app = typer.Typer(name='ulmfit', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode='rich', context_settings=dict(help_option_names=['-h','--help']))
+_rank = int(os.environ.get('RANK', 0))   # of several processes that train one model, the first prints and writes
 
 # %% ../nbs/42_cli.ipynb #6938ed83
 @dataclass
@@ -188,6 +189,7 @@ def manners(
     except KeyboardInterrupt: _leave(f'Stopped. {stopped}', 130)
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError): raise
     except Exception as e:
+        if getattr(e, 'is_told', False): raise typer.Exit(1)   # the process where it went wrong says so
         if debug: traceback.print_exc()
         hint = '' if debug or _is_user_error(e) else ' (--debug shows where)'
         _leave(f'ulmfit: {_one_line(e)}{hint}', 1)
@@ -212,7 +214,7 @@ def log_to(
     "A context in which what is printed, and progress, goes to `stream`; bars only where that is a terminal"
     if hasattr(stream, 'reconfigure'): stream.reconfigure(line_buffering=True, errors='replace')
     bars = nullcontext() if stream.isatty() else _no_bars()
-    with redirect_stdout(stream), bars: yield
+    with redirect_stdout(open(os.devnull, 'w') if _rank else stream), bars: yield
 
 # %% ../nbs/42_cli.ipynb #2457b1f5
 def _print_next(what, *parts):
@@ -241,13 +243,15 @@ def _new_ulmfit(o, df, columns):
 
 # %% ../nbs/42_cli.ipynb #04879b30
 def _train(o):
+    from ulmfit_ext.callback.ranks import rank0_first
     from ulmfit_ext.scores import label_targets
     from ulmfit_ext.report import baseline_scores,labelled_rows,print_report,save_confusion
     from ulmfit_ext.text.tables import read_table
     began,columns = time.time(),dict(text_col=o.text, label_col=o.label, label_delim=o.label_delim)
-    df    = read_table(o.file)
-    tests = labelled_rows(o.test, **columns) if o.test else None
-    ulmfit = _new_ulmfit(o, df, columns)
+    with rank0_first():
+        df    = read_table(o.file)
+        tests = labelled_rows(o.test, **columns) if o.test else None
+        ulmfit = _new_ulmfit(o, df, columns)
     print(str(ulmfit.dls).removeprefix('UlmfitDls: '))
     if o.test: label_targets(tests[o.label], ulmfit.dls.classes, ulmfit.dls.multi, o.label_delim)   # raises for unknown labels
     if o.baseline and ulmfit.dls.multi:
@@ -256,6 +260,7 @@ def _train(o):
     ulmfit.fit(dict(n_epoch=o.lm_epochs, lr_max=o.lm_lr, bf16=o.bf16),
                dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe),
                refit=None if o.refit else False)
+    if _rank: return
     answers = print_report(ulmfit, tests, baselines, **columns)
     save_confusion(ulmfit.ensemble, answers, o.out/'confusion.png')
     _print_next(f"The model is in {o.out/'model'}, plots are in {o.out}. It took {(time.time()-began)/60:.1f} minutes.",
@@ -264,6 +269,7 @@ def _train(o):
 # %% ../nbs/42_cli.ipynb #c0d3944d
 @command('ulmfit train reviews.csv --text review --label stars',
          'ulmfit train reviews.csv --pretrained german --lang de --unlabelled more.txt --test held_out.csv',
+         'torchrun --standalone --nproc-per-node 2 --no-python ulmfit train reviews.csv',
          stopped='What was finished is kept in {out}: the same line goes on from there',
          Data='text label valid_pct valid test unlabelled label_delim lang min_freq max_vocab',
          Model='out pretrained size directions words',
@@ -391,14 +397,14 @@ def _pretrain_side(o, backwards, minutes):
                         pretrained=o.pretrained, max_vocab=o.vocab, workers=o.workers, valid_pct=o.valid_pct,
                         n_epoch=o.epochs, minutes=minutes, lr_max=o.lr, schedule=o.schedule, drop_mult=o.drop_mult, bs=o.bs,
                         bptt=o.bptt, bf16=o.bf16, part=None if o.part is None else int(o.part*1e6), half=o.half, seed=o.seed)
-    if not hasattr(learn.recorder, 'losses'): return   # it was there already
+    if _rank or not hasattr(learn.recorder, 'losses'): return   # it was there already
     save_figure(loss_curve(learn), o.out/f"{'bwd' if backwards else 'fwd'}.png")
     print(f'It writes: {sample_text(learn)}')
 
 def _pretrain(o, sides):
-    from ulmfit_ext.weights import known_words
+    from ulmfit_ext.all import known_words,on_rank0
     if o.pretrained: known_words(o.pretrained, sides)   # raises, better now than after the first direction
-    if o.subwords: o.lang = _with_subwords(o)
+    if o.subwords: o.lang = on_rank0(_with_subwords)(o)
     for backwards in sides: _pretrain_side(o, backwards, o.minutes and o.minutes/len(sides))
     have = [side for side in ('fwd','bwd') if (o.out/f'{side}.safetensors').exists()]
     only = ['--directions', *have] if len(have)<2 else []
@@ -408,6 +414,7 @@ def _pretrain(o, sides):
 # %% ../nbs/42_cli.ipynb #bb63e3c0
 @command('ulmfit pretrain articles/ --out german --lang de --both --minutes 60',
          'ulmfit pretrain corpus.jsonl.gz --out law --text body --vocab 30000',
+         'torchrun --standalone --nproc-per-node 2 --no-python ulmfit pretrain articles/ --out german --lang de',
          stopped='What was tokenized and trained is kept in {out}: the same line goes on from there',
          Corpus='text docs lang subwords vocab valid_pct workers',
          Model='out pretrained backwards both size half',

@@ -9,6 +9,7 @@ __all__ = ['UlmfitDls', 'lm_streams', 'lm_epochs', 'ulmfit_dls']
 from fastai.text.all import *
 import hashlib
 from functools import cached_property
+from .callback.ranks import *
 from .core import *
 from .text.labels import *
 from .text.tables import *
@@ -169,8 +170,8 @@ def ulmfit_dls(
     extra = unlabelled_texts(unlabelled, text_col)
     y,classes,multi,missing = column_labels(df, label_col, label_delim)
     labelled = np.flatnonzero(~missing)
-    valid    = labelled[valid_rows(df, [y[i] for i in labelled], labelled, multi, valid_pct, valid_col, seed)]
-    tokens = tokenize_once(texts+extra, lang, path, cache, progress)
+    valid    = agreed(labelled[valid_rows(df, [y[i] for i in labelled], labelled, multi, valid_pct, valid_col, seed)])
+    with rank0_first(): tokens = tokenize_once(texts+extra, lang, path, cache, progress)
     if vocab is None: vocab = _count_vocab(tokens, min_freq, max_vocab, known)
     if bs is None: bs = lm_streams(tokens.offs[-1]-np.diff(tokens.offs)[valid].sum(), bptt)
     values = None if label_col is None else label_values(df[label_col], classes, label_delim)

@@ -16,6 +16,7 @@ from .callback.schedule import *
 from .callback.loss import *
 from .callback.precision import *
 from .callback.steady import *
+from .callback.ranks import *
 from .core import *
 from .text.tokens import *
 from .text.corpus import *
@@ -69,8 +70,8 @@ def lm_learner(
         sizes = {**sizes, **own}
     opt_func = ifnone(opt_func, partial(Adam, **awd_adam))
     metrics  = ifnone(metrics, [accuracy, Perplexity()])
-    learn = language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **sizes}, drop_mult=drop_mult, pretrained=False,
-                                   opt_func=opt_func, metrics=metrics, **kwargs)
+    learn = with_ranks(language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **sizes}, drop_mult=drop_mult,
+                                              pretrained=False, opt_func=opt_func, metrics=metrics, **kwargs))
     if pretrained is None: return learn
     wgts = match_vocab(wgts, old_vocab, setup.processor.vocab)
     load_weights(learn.model, wgts, f'the weights in {pretrained}')
@@ -146,6 +147,7 @@ def _fit(learn, how, cbs, elapsed=0., n_parts=1):
 def _fit_minutes(learn, how, elapsed, wd, cbs):
     "Fit for some minutes: as many epochs as that takes, the last one perhaps a part; `how.n_epoch` at most"
     dl = learn.dls.train
+    how.minutes = agreed(how.minutes)
     most = how.minutes*60*30_000_000 # tokens: more than any machine manages
     n_epoch = math.ceil(most/(len(dl)*dl.bs*dl.seq_len))
     learn.fit(min(n_epoch, how.n_epoch or n_epoch), how.lr_max, wd=wd, cbs=L(TimeBudget(how.minutes, elapsed=elapsed)) + cbs)
@@ -167,6 +169,7 @@ def frequency_loss(
 
 # %% ../nbs/22_lm.ipynb #46567476
 @delegates(lm_learner, but='dls,config,drop_mult,pretrained,lr,wd,moms,cbs')
+@quiet_ranks()
 def finetune_lm(
     dls, # Language-model data of one direction; or what `ulmfit_dls` made, with `backwards`
     pretrained=None, # What `find_lm` finds: 'small', 'wt103', or a path; None: from scratch, which is stage one on little text
@@ -237,12 +240,13 @@ def corpus_dls(
 ) -> UlmfitDataLoaders: # Of a language model; the held-out documents are the same in both directions
     "Language-model data of a corpus, from one vocabulary and one split for both directions. Raises `UlmfitError` where there is no text"
     check_numbers(min_freq=min_freq, max_vocab=max_vocab)
-    toks = tokenize_corpus(corpus, lang, path, text_col, max_docs, workers)
-    if len(toks)<2:
-        raise UlmfitError("The corpus has one document only: some have to be held out. "
-                          "Documents in a text file are separated by blank lines")
-    processor = TextProcessor(make_vocab(toks.counts(), min_freq, max_vocab), lang)
-    ids,valid = toks.numericalize(processor),held_out(len(toks), valid_pct, seed)
+    with rank0_first():
+        toks = tokenize_corpus(corpus, lang, path, text_col, max_docs, workers)
+        if len(toks)<2:
+            raise UlmfitError("The corpus has one document only: some have to be held out. "
+                              "Documents in a text file are separated by blank lines")
+        processor = TextProcessor(make_vocab(toks.counts(), min_freq, max_vocab), lang)
+        ids,valid = toks.numericalize(processor),held_out(len(toks), valid_pct, seed)
     return lm_dls(ids, toks.offs, valid, processor, backwards, bs=bs, bptt=bptt, path=path)
 
 # %% ../nbs/22_lm.ipynb #7dbf0aa0
@@ -300,7 +304,7 @@ def sample_text(
     way = -1 if setup.backwards else 1
     def _decode(tokens): return decode_spec_tokens(tokens[::way])
     ids  = learn.dls.valid_ds[0][0][:6].numpy()[::way].copy()
-    text = learn.predict(ids, n_words, temperature=0.8, no_bar=True, decoder=_decode)
+    with alone(): text = learn.predict(ids, n_words, temperature=0.8, no_bar=True, decoder=_decode)
     return text.replace('▁', ' ') if setup.processor.tokenizer.spelled else text
 
 # %% ../nbs/22_lm.ipynb #a254b29b
@@ -328,7 +332,7 @@ def _is_trained(learn, path, settings, half):
     if settings['objects'] or card.get('settings')!=settings: return False
     print(f"The {setup.direction} language model is in {path} already")
     load_weights(learn.model, read_weights(path/f'{setup.side}.safetensors'))
-    if half and card['bits']!=16: save_lm(learn, path, half, **{**card, 'bits':16})
+    if half and card['bits']!=16: on_rank0(save_lm)(learn, path, half, **{**card, 'bits':16})
     return True
 
 # %% ../nbs/22_lm.ipynb #7e18411c
@@ -356,7 +360,7 @@ def _save_pretrained(learn, keep, path, settings, half, pretrained):
     dls,state,loss = learn.dls,keep.state,keep.load_best(learn)
     ppl,(word_ppl,unknown) = math.exp(loss),word_perplexity(loss, dls)
     tokens,seconds = state['tokens'],state['elapsed']
-    save_lm(learn, path, half,
+    on_rank0(save_lm)(learn, path, half,
         perplexity=round(ppl, 2), perplexity_per_word=round(word_ppl, 2), unknown=round(unknown, 4),
         tokens=tokens, epochs=round(tokens/(dls.train.bl*dls.train.bs), 2), documents=len(dls.train_ds)+len(dls.valid_ds),
         minutes=round(seconds/60, 1), tokens_per_second=round(tokens/seconds),
@@ -368,6 +372,7 @@ def _save_pretrained(learn, keep, path, settings, half, pretrained):
 # %% ../nbs/22_lm.ipynb #c27b0b2b
 @delegates(LMTraining)
 @delegates(lm_learner, but='dls,config,drop_mult,pretrained,verbose,lr,wd,moms,cbs,path', keep=True)
+@quiet_ranks()
 def pretrain_lm(
     corpus, # Folder of `.txt` files, text file, table, DataFrame or iterable of texts; of any size
     path, # Folder for the language model, and for the cache of its tokens; both directions can share it

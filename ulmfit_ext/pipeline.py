@@ -13,6 +13,7 @@ from functools import cache
 from .callback.unfreeze import *
 from .callback.loss import *
 from .callback.precision import *
+from .callback.ranks import *
 from .core import *
 from .text.tables import *
 from .text.tokens import *
@@ -115,7 +116,7 @@ def from_df(cls:ULMFiT,
     if 'unlabelled' in kwargs: kwargs['unlabelled'] = unlabelled_texts(kwargs['unlabelled'], kwargs.get('text_col', 'text'))
     def _choose():
         tokens,memo = epoch_tokens(df, **kwargs),path/'pretrained.json'
-        return choose_lm(lang, tokens, len(_sides[directions]), minutes, None, memo, table_epochs(df, tokens, epochs, **kwargs))
+        return on_rank0(choose_lm)(lang, tokens, len(_sides[directions]), minutes, None, memo, table_epochs(df, tokens, epochs, **kwargs))
     pretrained,known,lang = _start_from(pretrained, directions, config, lang, _choose)
     make_dir(path)
     if kwargs.get('bs', 0) is None: kwargs.pop('bs')
@@ -160,7 +161,7 @@ def _from_disk(self:ULMFiT, kind, side, settings, read):
 def _to_disk(self:ULMFiT, kind, side, settings, learn, write):
     "Save what `write` writes to a folder as the piece with `settings`, and a loss curve beside it"
     save_piece(self.path/kind, side, settings, write)
-    if not learn.recorder.losses: return # there was no time for a step
+    if rank_distrib() or not learn.recorder.losses: return # there was no time for a step
     save_figure(loss_curve(learn), self.path/f'{kind}_{side}.png')
 
 # %% ../nbs/40_pipeline.ipynb #d2f046de
@@ -451,7 +452,7 @@ def save(self:ULMFiT,
 ) -> Path: # The folder
     "Save the trained classifier as a model folder"
     path = as_path(path or self.folder)
-    self.ensemble.save(path)
+    if not rank_distrib(): self.ensemble.save(path)
     return path
 
 @patch(cls_method=True)

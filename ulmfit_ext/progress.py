@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fastcore.imports import IN_NOTEBOOK
 from .callback.groups import GivesBack,is_fitting
 from .text.labels import *
+from .callback.ranks import *
 from .text.tables import *
 from .data import *
 from .weights import *
@@ -57,7 +58,7 @@ class Plan:
     @property
     def time_left(self):
         "Seconds; infinity where no time was given"
-        return math.inf if self.minutes is None else 60*self.minutes - self.spent
+        return math.inf if self.minutes is None else agreed(60*self.minutes - self.spent)
     def __repr__(self): return f"Plan ({self.spent/60:.1f} minutes spent): {self.estimate() or 'nothing measured yet'}"
 
     def add(self, name, kind, tokens, costs, *args):
@@ -93,7 +94,7 @@ def seconds(self:Plan,
         speed = self.speed(o.kind)
         if speed is None: return None
         total += min(o.left/speed, max(o.limit, 0)) if limited else o.left/speed
-    return total
+    return total if limited else agreed(total) # decisions are made without limits, and alike on all ranks
 
 # %% ../nbs/39_progress.ipynb #7da1dc4b
 @patch
@@ -147,8 +148,9 @@ def running(self:Plan):
     if self.began is not None:
         yield
         return
-    self.began,self.bar = time.time(),_new_bar()
-    try: yield
+    self.began,self.bar = time.time(),None if rank_distrib() else _new_bar()
+    try:
+        with quiet_ranks(): yield
     finally:
         self.hide()
         self.earlier,self.began = self.spent,None
@@ -212,7 +214,7 @@ class CountWork(GivesBack):
         if not is_fitting(self.learn): return
         job,now = self.job,time.time()
         if self.training:
-            ops = self.xb[0].numel()*job.costs[min(self.epoch, len(job.costs)-1)]
+            ops = self.xb[0].numel()*n_ranks()*job.costs[min(self.epoch, len(job.costs)-1)]
             job.done = min(self.epoch + (self.iter+1)/self.n_iter, len(job.costs))
         else: ops = job.valid/self.n_iter
         self.plan.count(job, ops, now-self.at)
@@ -258,7 +260,7 @@ def time_steps(
 ) -> float: # Operations a second
     "How fast a learner trains, measured on ten steps of it"
     plan,job = Plan(),Job('', 0, [cost]) # with nothing left to tell of
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[CountWork(plan, job), _Few(seconds), *L(cbs)])
+    with alone(), learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[CountWork(plan, job), _Few(seconds), *L(cbs)])
     steps,ops,took = plan.measured['']
     return ops/max(took, 1e-6)
 
@@ -309,7 +311,7 @@ def fit_epochs(self:Plan,
     same = [o for o in self.jobs.values() if o.kind==job.kind]
     jobs = [o for o in same if o.left]
     for o in jobs: o.limit = max(self.time_left, 0)/len(jobs)
-    epoch = job.left/n_epoch/self.speed(job.kind)
+    epoch = job.left/n_epoch/agreed(self.speed(job.kind))
     n,more = round(job.limit/epoch),round((self.time_left/len(jobs) + 6*self.minutes)/epoch) # a tenth of the run more
     n = max([n] + [min(len(o.costs), more) for o in same if not o.left]) # directions are trained alike
     n = min(n_epoch, max(job.least, n))

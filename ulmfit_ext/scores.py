@@ -63,13 +63,14 @@ def label_targets(
 def _learner_scores(learn, out, targs):
     "The loss and the metrics of `learn`; a metric that is not made from outputs is NaN"
     from copy import copy
+    from functools import partial
     from types import SimpleNamespace
     from fastai.learner import ValueMetric,_maybe_item
     from fastai.torch_core import to_detach
     device = next(learn.model.parameters()).device # where class weights are
     loss  = learn.loss_func(out.to(device), targs.to(device))
     batch = SimpleNamespace(pred=out, y=targs, yb=(targs,), xb=(), loss=loss, loss_func=learn.loss_func, dls=learn.dls,
-                            model=learn.model, to_detach=to_detach, training=False)
+                            model=learn.model, to_detach=partial(to_detach, gather=False), training=False)
     res = dict(loss=loss.item())
     for m in learn.metrics:
         m = copy(m)

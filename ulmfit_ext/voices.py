@@ -7,6 +7,7 @@ __all__ = ['kept_words', 'tell_words', 'weigh_voices']
 
 # %% ../nbs/36_voices.ipynb #4ebed9e0
 from fastai.basics import *
+from .callback.ranks import *
 from .core import *
 from .data import *
 from .checkpoint import *
@@ -16,6 +17,7 @@ from .scores import *
 from .ensemble import *
 
 # %% ../nbs/36_voices.ipynb #b3143dbb
+@rank0_first()
 def kept_words(
     dls:UlmfitDls, # The texts and their labels
     folder, # Folder for what is counted

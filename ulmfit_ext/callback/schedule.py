@@ -133,6 +133,7 @@ def fit_stlr(self:Learner,
 class TimeBudget(GivesBack, STLR):
     "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit; or over the epochs, if they end before"
     cut,_stateattrs = None,('cut',)
+    now = staticmethod(time.time) # of several processes all have to have the same
     def __init__(self,
         minutes:float, # How long to train
         cut_frac:float=0.1, # Fraction of the time in which the rate climbs
@@ -143,7 +144,7 @@ class TimeBudget(GivesBack, STLR):
 
     def pct(self):
         "The share of the time that is over, at most 1"
-        return min(1., (time.time()-self.began) / (60*self.minutes))
+        return min(1., (self.now()-self.began) / (60*self.minutes))
 
     def multiplier(self):
         "Of the peak rates, at this time, or at this share of the epochs if that is larger"
@@ -152,7 +153,7 @@ class TimeBudget(GivesBack, STLR):
     def before_fit(self):
         if is_fitting(self.learn):
             self.give_back()
-            self.began = time.time()-self.elapsed
+            self.began = self.now()-self.elapsed
         super().before_fit()
 
     def before_epoch(self):

@@ -9,6 +9,7 @@ __all__ = ['Stage', 'unfreezing_stages', 'chain_thaw_stages', 'train_groups', 'G
 from fastai.basics import *
 from fastai.callback.progress import *
 from dataclasses import dataclass
+from torch.nn.parallel import DistributedDataParallel
 from .groups import *
 from .schedule import *
 
@@ -64,6 +65,13 @@ def train_groups(
     if getattr(opt, 'slow_weights', None) is not None: opt._copy_weights()
     opt.frozen_idx = min(groups)
 
+# %% ../../nbs/03_callback.unfreeze.ipynb #95ae732c
+def _wrapped_anew(ddp):
+    "The model that `ddp` wraps in another `DistributedDataParallel`, which looks at what is trainable now"
+    ddp._remove_autograd_hooks() # somebody may hold on to it
+    same = 'device_ids output_device dim broadcast_buffers process_group find_unused_parameters gradient_as_bucket_view'.split()
+    return type(ddp)(ddp.module, **{o: getattr(ddp, o) for o in same})
+
 # %% ../../nbs/03_callback.unfreeze.ipynb #79daaadb
 class _Unfreezing(Callback):
     "Train the groups that the epoch's stage says"
@@ -76,7 +84,9 @@ class _Unfreezing(Callback):
     def stages(self): return self.plan(len(self.opt.hypers), self.n_epoch, self.epochs_per_stage)
     def stage(self, epoch): return first(s for s in self.stages() if epoch<s.stop)
     def before_train(self):
-        if is_fitting(self.learn): train_groups(self.opt, self.stage(self.epoch).groups)
+        if not is_fitting(self.learn): return
+        train_groups(self.opt, self.stage(self.epoch).groups)
+        if isinstance(self.model, DistributedDataParallel): self.learn.model = _wrapped_anew(self.model)
 
     _docs = dict(before_train="Freeze and free the layer groups as the epoch's stage says")
 

@@ -10,6 +10,7 @@ __all__ = ['TextToIds', 'same_rng', 'UlmfitDataLoaders', 'clas_dls', 'TokenRow',
 from fastai.text.all import *
 import mmap
 from dataclasses import dataclass
+from ..callback.ranks import agreed
 from ..core import *
 from .labels import *
 from .tables import *
@@ -241,13 +242,10 @@ class LMLoader(LMDataLoader):
         store_attr('ids,docs,backwards,seq_len,max_batches')
         self.starts,self.asked_bs = offs,bs # `offs` is fastai's, for workers
         self.row = TokenRow(ids, offs, docs, backwards)
-        n  = max(0, len(self.row)-1)        # the last token is a target only
-        bs = max(1, min(bs, n))
-        self.bl = n//bs                     # tokens of a stream; fastai's name
         self.part,self.order,self.var_len,self._cuts,self._cuts_of = (0,1),None,None,None,None
         with same_rng(): TfmdDL.__init__(self, dataset, bs=bs, num_workers=0, **kwargs)
         _know_types(self, LMTensorText, TensorText)
-        self.n = self.n_batches*bs
+        self.share()
 
     items = property(lambda self: ReindexCollection(self.dataset, tfm=first_part))
 
@@ -282,12 +280,32 @@ def n_batches(self:LMLoader):
 @patch
 def __len__(self:LMLoader): return self.n_batches if self.max_batches is None else min(self.n_batches, self.max_batches)
 
+@patch
+def share(self:LMLoader,
+    rank:int=0, # Which process
+    n:int=1, # How many processes read together
+) -> bool: # False where there are not enough tokens: each process reads all of them
+    "Read `bs` streams of `bs*n`: those of process `rank`, which are one contiguous part of the text"
+    tokens = max(0, len(self.row)-1)                    # the last token is a target only
+    self.rank,self.n_ranks = (rank,n) if tokens>=n else (0,1)
+    self.bs = max(1, min(self.asked_bs, tokens//self.n_ranks))
+    self.bl = tokens//(self.bs*self.n_ranks)            # tokens of a stream; fastai's name
+    self._cuts = None
+    self.n = self.n_batches*self.bs
+    return self.n_ranks>1
+
 # %% ../../nbs/14_text.loaders.ipynb #b9797035
+@patch
+def _draw(self:LMLoader):
+    "A random seed, the same for all processes that read together"
+    seed = self.rng.getrandbits(64)
+    return agreed(seed) if self.n_ranks>1 else seed
+
 @patch
 def get_idxs(self:LMLoader):
     "The numbers of an epoch's batches"
     if self.shuffle:
-        seed = self.rng.getrandbits(64) if self.order is None else self.order
+        seed = self._draw() if self.order is None else self.order
         docs = np.random.default_rng(seed).permutation(self.docs)
         self.row = TokenRow(self.ids, self.starts, docs, self.backwards)
     return range(self.n_batches)
@@ -309,7 +327,7 @@ def batch(self:LMLoader,
 ) -> tuple:  # Input and target, each (len(streams), tokens)
     "Batch `i` of some `streams`: tokens, and the token that follows each"
     start,stop = self.cuts[i],self.cuts[i+1]
-    places = [s*self.bl + start for s in streams]
+    places = [(self.rank*self.bs+s)*self.bl + start for s in streams]
     ids = _without_waiting(torch.from_numpy(self.row.read(places, stop-start+1)), self.device) # (len(streams), tokens+1)
     return LMTensorText(ids[:,:-1].contiguous()),TensorText(ids[:,1:].contiguous())
 
