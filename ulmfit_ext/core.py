@@ -169,7 +169,7 @@ def check_writable(
         raise UlmfitError(f"cannot write to '{folder}' ({e.strerror or e}): pass a path that you can write to{hint}") from e
 
 # %% ../nbs/10_core.ipynb #8af7084d
-_began = time.time()
+_began = time.time()-2 # the times of files are less exact
 
 def _is_alive(pid):
     if os.name=='nt': return True # there is no harmless way to ask
