@@ -17,6 +17,7 @@ from .callback.loss import *
 from .callback.bptt import *
 from .callback.precision import *
 from .callback.steady import *
+from .callback.resume import *
 from .core import *
 from .text.tables import *
 from .text.tokens import *

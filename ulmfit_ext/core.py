@@ -190,9 +190,10 @@ def _is_left_over(path):
 def sweep(
     folder:Path, # Where runs write, also to folders in it and in those
 ):
-    "Remove what runs that were killed left half-written"
+    "Remove what runs that were killed left half-written; a folder that was moved aside for a new one goes back where that is not there"
     for o in [o for pattern in ('.*', '*/.*', '*/*/.*') for o in folder.glob(pattern) if _is_left_over(o)]:
-        if o.is_dir(): shutil.rmtree(o, ignore_errors=True)
+        if o.suffix=='.old' and not (whole := o.with_name(o.name[1:].rsplit('-', 2)[0])).exists(): o.rename(whole)
+        elif o.is_dir(): shutil.rmtree(o, ignore_errors=True)
         else:
             try: o.unlink(missing_ok=True)
             except OSError: pass # as with `rmtree`: it may be swept another time

@@ -334,7 +334,8 @@ class Resume(GivesBack):
         if not (self.training and is_fitting(self.learn)): return
         self.n_since += 1
         batches,seconds = _interval(ifnone(self.every, self.interval))
-        if (self.n_since>=batches if batches else time.time()-self.last>=seconds): self.write()
+        is_time = self.n_since>=batches if batches else time.time()-self.last>=seconds
+        if is_time and all(p.isfinite().all() for p in self.model.parameters()): self.write() # from NaN no fit goes on
 
     def after_train(self): vars(self.learn).pop('all_batches', None)
     def after_epoch(self):
@@ -370,7 +371,8 @@ def _take_up(self:Resume):
     "Go on from the state that was read. Raises `UlmfitError` where it is of another fit"
     state = self.state
     changed = setting_changes(state['settings'], self.settings)
-    of_cbs  = [changed.pop(k) for k in list(changed) if '.' in k or k.startswith('the callback ')]
+    of_cbs  = {k.removeprefix('the callback '): changed.pop(k) for k in list(changed) if '.' in k or k.startswith('the callback ')}
+    of_cbs  = [o for k,o in of_cbs.items() if k.partition('.')[0] not in of_cbs or '.' not in k] # one that is new has only new arguments
     if changed:
         self.state = None
         raise UlmfitError(f"{self.file} is the state of another fit: {'; '.join(changed.values())}. Call the fit as it was called to go on, "
