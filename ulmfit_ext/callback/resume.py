@@ -191,7 +191,7 @@ def _feed(h, o):
     "Feed the contents of `o` to the hash `h`"
     if isinstance(o, Tensor): o = to_np(o.detach().float() if o.dtype is torch.bfloat16 else o.detach())
     if isinstance(o, pd.DataFrame|pd.Series):
-        _feed(h, list(map(str, getattr(o, 'columns', [o.name]))))
+        _feed(h, list(map(str, o.columns if o.ndim==2 else [o.name])))
         return _feed(h, pd.util.hash_pandas_object(o.astype(str)).values)
     if isinstance(o, np.ndarray) and o.dtype!=object:
         h.update(f'{o.dtype}{o.shape}'.encode())
