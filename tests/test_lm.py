@@ -16,6 +16,8 @@ from ulmfit_ext.data import *
 from ulmfit_ext.callback.precision import *
 from ulmfit_ext.weights import *
 from ulmfit_ext.checkpoint import *
+from ulmfit_ext.callback.resume import *
+from ulmfit_ext.callback.steady import *
 from ulmfit_ext.lm import *
 from ulmfit_ext.classifier import *
 
@@ -192,8 +194,9 @@ def no_training():
 kw = dict(config=size, bs=8, bptt=10, valid_pct=0.1, lr_max=0.02, n_epoch=2, part=500, drop_mult=0.5)
 
 @pytest.mark.parametrize('more', [dict(), dict(schedule='stlr', backwards=True), dict(bf16=True)], ids=['one_cycle','stlr','bf16'])
-def test_pretraining_goes_on_where_it_was_stopped(tmp_path, quiet, capsys, more):
+def test_pretraining_goes_on_where_it_was_stopped(tmp_path, quiet, capsys, monkeypatch, more):
     "Stopped twice, in the middle of a part, it ends in the weights, the losses and the card of one that was not"
+    monkeypatch.setattr(Resume, 'interval', '1 batch')
     texts = table(200).text.tolist()
     whole = pretrain_lm(texts, tmp_path/'whole', **kw, **more)
     n = len(whole.recorder.values)
@@ -201,15 +204,15 @@ def test_pretraining_goes_on_where_it_was_stopped(tmp_path, quiet, capsys, more)
     for at in (1, 4):
         with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'cut', **kw, **more, cbs=Kill(at))
     capsys.readouterr()
-    cut = pretrain_lm(texts, tmp_path/'cut', **kw, **more)
-    assert f'Going on after 4 of {n} parts' in capsys.readouterr().out
+    with pytest.warns(UserWarning, match='the callback Kill is missing'): cut = pretrain_lm(texts, tmp_path/'cut', **kw, **more)
+    assert 'epoch 4, after batch 2 of' in capsys.readouterr().out
     test_eq([o[:4] for o in cut.recorder.values], [o[:4] for o in whole.recorder.values])
     test_eq(len(cut.recorder.losses), len(whole.recorder.losses))
     test_close(cut.recorder.lrs, whole.recorder.lrs, eps=1e-12)
     for (k,a),b in zip(whole.model.state_dict().items(), cut.model.state_dict().values()): assert torch.equal(a, b), k
     a,b = [json.loads((tmp_path/o/'config.json').read_text())['directions'][text_setup(whole.dls).direction] for o in ('whole','cut')]
     for k in ('perplexity','perplexity_per_word','unknown','tokens','history','best_part','epochs','settings'): test_eq(a[k], b[k])
-    assert not list(tmp_path.rglob('state.pt')), 'what was finished leaves no checkpoint'
+    assert not list(tmp_path.rglob('*.resume')) and not list(tmp_path.rglob('.unfinished')), 'what was finished leaves no state'
 
 def test_pretraining_keeps_the_best_weights(tmp_path, quiet):
     "A rate that spoils everything at the end does not spoil what is saved"
@@ -264,12 +267,13 @@ def test_pretraining_begins_from_other_weights(tmp_path, quiet, capsys):
     with no_training(): pretrain_lm(texts, tmp_path/'rest', **gentle) # from scratch is another training
     with pytest.raises(UlmfitError, match='no backward'): pretrain_lm(texts, tmp_path/'no', **gentle, pretrained=tmp_path/'began', backwards=True)
 
-def test_a_damaged_checkpoint_is_no_end(tmp_path, quiet):
+def test_a_damaged_state_is_no_end(tmp_path, quiet, monkeypatch):
+    monkeypatch.setattr(Resume, 'interval', '1 batch')
     texts = table(200).text.tolist()
     with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(2))
-    state, = tmp_path.rglob('state.pt')
+    state, = tmp_path.rglob('*.resume')
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match='cannot be read.*anew'): lm = pretrain_lm(texts, tmp_path/'lm', **kw)
+    with pytest.warns(UserWarning, match='is damaged.*anew'): lm = pretrain_lm(texts, tmp_path/'lm', **kw)
     assert len(lm.recorder.values)>=6
 
 def test_time_that_was_used_is_not_given_again(tmp_path, quiet, monkeypatch):
@@ -277,7 +281,8 @@ def test_time_that_was_used_is_not_given_again(tmp_path, quiet, monkeypatch):
     clock = [1000.]
     class Tick(Callback):
         def after_batch(self): clock[0] += 1.
-    for module in ('callback.schedule','checkpoint'): monkeypatch.setattr(f'ulmfit_ext.{module}.time', types.SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(Resume, 'interval', '1 batch')
+    for module in ('callback.schedule','checkpoint','callback.resume'): monkeypatch.setattr(f'ulmfit_ext.{module}.time', types.SimpleNamespace(time=lambda: clock[0]))
     texts,settings = table(200).text.tolist(),{**kw, 'minutes':1.}
     with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'cut', **settings, cbs=[Tick(), Kill(3)])
     was = clock[0]
@@ -324,7 +329,8 @@ def test_what_an_encoder_cannot_be(dls, tmp_path):
     assert list(ulmfit_classifier(dls.clas_fwd, encoder=lm, metrics=[]).metrics)==[]
     with pytest.raises(UlmfitError, match='clas_bs is 1: pass at least 2'): ulmfit_dls(table(), path=tmp_path, bs=1)
 
-def test_a_loss_that_is_no_number(tmp_path, quiet):
+def test_a_loss_that_is_no_number(tmp_path, quiet, monkeypatch):
+    monkeypatch.setattr(Resume, 'interval', '1 batch')
     class Spoil(Callback):
         def __init__(self, at): store_attr()
         def before_train(self):
@@ -333,7 +339,8 @@ def test_a_loss_that_is_no_number(tmp_path, quiet):
     with pytest.raises(UlmfitError, match='loss is nan in epoch 0, training batch 0.* a lower.*is kept'): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Spoil(0))
     assert len(json.loads((tmp_path/'lm'/'not_finite.json').read_text())['texts'])==kw['bs']
     with pytest.raises(UlmfitError, match='in epoch 2, training batch 0.*is kept'): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Spoil(2))
-    assert math.isfinite(pretrain_lm(texts, tmp_path/'lm', **kw).validate()[0]), 'what was written before does for going on'
+    with pytest.warns(UserWarning, match='Spoil is missing'): lm = pretrain_lm(texts, tmp_path/'lm', **kw)
+    assert math.isfinite(lm.validate()[0]), 'what was written before does for going on'
 
 def test_another_order_or_other_weights_are_another_training(tmp_path, quiet):
     "But to store what is finished in 16 bits needs none"
@@ -404,11 +411,12 @@ def test_a_budget_that_was_interrupted_leaves_the_loader_whole(dls, quiet):
 
 def test_the_best_weights_are_those_of_the_validation_loss(dls, quiet, tmp_path):
     "Also where other numbers come before it"
-    learn,keep = lm_learner(dls.lm_fwd, size, metrics=accuracy),Checkpoints(tmp_path/'c')
+    learn,parts,best = lm_learner(dls.lm_fwd, size, metrics=accuracy),CorpusParts(),KeepBest()
     learn.recorder.train_metrics = True
-    with learn.no_logging(): learn.fit(3, 1e-2, cbs=keep)
-    at = list(learn.recorder.metric_names[1:]).index('valid_loss')
-    assert at==2 and keep.state['best']==min(o[at] for o in learn.recorder.values)
+    with learn.no_logging(): learn.fit(3, 1e-2, cbs=[parts, best])
+    losses = [o[list(learn.recorder.metric_names[1:]).index('valid_loss')] for o in learn.recorder.values]
+    test_eq([round(o, 4) for o in losses], [valid for _,valid in parts.history])
+    test_eq(best.best_loss, min(losses))
 
 @pytest.mark.parametrize('kw,says', [(dict(minutes=0), 'minutes is 0'), (dict(minutes=-1.), 'minutes is -1'), (dict(n_epoch=0), 'n_epoch is 0')])
 def test_no_time_is_no_training(dls, kw, says):
@@ -445,14 +453,15 @@ def test_a_piece_that_could_not_be_written_leaves_nothing(tmp_path):
         with pytest.raises(KeyboardInterrupt): save_piece(tmp_path, 'fwd', s, stop)
     assert [o.name for o in tmp_path.iterdir()]==['fwd-1'] and (tmp_path/'fwd-1'/'is').read_text()=='old'
 
-def test_pretraining_with_objects(tmp_path, quiet, capsys):
+def test_pretraining_with_objects(tmp_path, quiet, capsys, monkeypatch):
     "With callbacks a run that was stopped goes on, and one that is finished is trained again; with another object it begins anew"
     from fastai.callback.training import GradientClip
+    monkeypatch.setattr(Resume, 'interval', '1 batch')
     texts = table(200).text.tolist()
     with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(2))
-    pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(99))
+    with pytest.warns(UserWarning, match='Kill.at was 2 and is 99'): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(99))
     out = capsys.readouterr().out
-    assert 'Going on after 2 of' in out and 'trained again each time, because `cbs` was given' in out
+    assert 'epoch 2, after batch 2 of' in out and 'trained again each time, because `cbs` was given' in out
     with no_training(): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=Kill(99))
     with no_training(): pretrain_lm(texts, tmp_path/'lm', **kw) # nor is it one without callbacks
     with no_training(): pretrain_lm(texts, tmp_path/'lm', **kw, cbs=GradientClip(5.))
@@ -480,7 +489,7 @@ def test_an_encoder_from_a_folder_of_the_same_vocabulary(dls, quiet, tmp_path):
     clas = ulmfit_classifier(dls.clas_fwd, encoder=tmp_path/'lm')
     for (k,a),b in zip(lm.model[0].state_dict().items(), clas.model[0].module.state_dict().values(), strict=True): assert torch.equal(a, b), k
 
-def test_checkpoints_stay_out_of_a_validation_in_between(tmp_path, quiet):
+def test_parts_stay_out_of_a_validation_in_between(tmp_path, quiet):
     "A callback that validates after each part changes nothing: all parts are read, and the best weights are kept"
     class Nosy(Callback):
         def after_epoch(self):
@@ -493,27 +502,29 @@ def test_checkpoints_stay_out_of_a_validation_in_between(tmp_path, quiet):
     for k in ('perplexity','tokens','best_part','epochs'): test_eq(a[k], b[k])
     test_eq(*[[valid for _,valid in o['history']] for o in (a,b)]) # fastai begins anew with its running mean of the training loss
 
-def test_checkpoints_alone(dls, quiet, tmp_path):
-    "A plain fit goes on from them, too, and one that was interrupted leaves the loader whole"
-    learn = lm_learner(dls.lm_fwd, size)
-    with pytest.raises(KeyboardInterrupt): learn.fit(3, 1e-3, cbs=[Checkpoints(tmp_path/'c', n_parts=2), Kill(1, 0)])
-    test_eq(learn.dls.train.part, (0,1))
-    test_is(learn.dls.train.order, None)
-    keep = Checkpoints(tmp_path/'c', n_parts=2)
-    test_eq(keep.done, 1)
-    learn = lm_learner(dls.lm_fwd, size)
-    learn.fit(3, 1e-3, cbs=[keep, SkipTo(keep.done)])
-    test_eq((keep.done, len(learn.recorder.values), len(keep.state['history'])), (3,3,3))
-    learn.add_cb(Checkpoints(tmp_path/'other')).validate() # nothing to write where nothing was trained
-    assert not (tmp_path/'other').exists()
+def test_parts_alone(dls, quiet, tmp_path):
+    "A plain fit that was interrupted leaves the loader whole, and one that goes on has counted everything"
+    def fit(*cbs):
+        set_seed(1)
+        learn,parts = lm_learner(dls.lm_fwd, size, path=tmp_path),CorpusParts(n_parts=2)
+        dls.lm_fwd.train.rng.seed(1)
+        learn.fit(3, 1e-3, cbs=[parts, Resume(every=1), *cbs])
+        return parts
+    whole = fit()
+    with pytest.raises(KeyboardInterrupt): fit(Kill(1, 1))
+    train = dls.lm_fwd.train
+    test_eq((train.part, train.order), ((0,1), None))
+    with pytest.warns(UserWarning, match='Kill is missing'): went_on = fit()
+    test_eq((went_on.tokens, went_on.history), (whole.tokens, whole.history))
+    test_eq(len(whole.history), 3)
 
-def test_an_epoch_that_was_cancelled_is_no_checkpoint(dls, quiet, tmp_path):
+def test_an_epoch_that_was_cancelled_is_not_counted(dls, quiet, tmp_path):
     class Cancel(Callback):
         def before_batch(self):
             if self.training and self.epoch==1: raise CancelEpochException
-    keep = Checkpoints(tmp_path/'c')
-    lm_learner(dls.lm_fwd, size).fit(2, 1e-3, cbs=[keep, Cancel()])
-    test_eq(keep.done, 1)
+    parts = CorpusParts()
+    lm_learner(dls.lm_fwd, size).fit(2, 1e-3, cbs=[parts, Cancel()])
+    test_eq(len(parts.history), 1)
 
 def test_a_run_that_ended_before_it_was_saved_leaves_the_loader_whole(tmp_path, quiet, monkeypatch):
     def stop(*args, **kwargs): raise KeyboardInterrupt

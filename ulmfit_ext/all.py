@@ -18,6 +18,7 @@ from .callback.bptt import *
 from .callback.precision import *
 from .callback.steady import *
 from .callback.ranks import *
+from .callback.resume import *
 from .core import *
 from .text.labels import *
 from .text.tables import *

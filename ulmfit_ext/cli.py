@@ -390,15 +390,13 @@ def _with_subwords(o):
 
 def _pretrain_side(o, backwards, minutes):
     "Train the language model of one direction"
-    from ulmfit_ext.core import save_figure
-    from ulmfit_ext.lm import loss_curve,pretrain_lm,sample_text
+    from ulmfit_ext.lm import pretrain_lm,sample_text
     print(f"\n{'Backward' if backwards else 'Forward'} language model")
     learn = pretrain_lm(o.corpus, o.out, o.size or 'small', backwards=backwards, lang=o.lang, text_col=o.text, max_docs=o.docs,
                         pretrained=o.pretrained, max_vocab=o.vocab, workers=o.workers, valid_pct=o.valid_pct,
                         n_epoch=o.epochs, minutes=minutes, lr_max=o.lr, schedule=o.schedule, drop_mult=o.drop_mult, bs=o.bs,
                         bptt=o.bptt, bf16=o.bf16, part=None if o.part is None else int(o.part*1e6), half=o.half, seed=o.seed)
     if _rank or not hasattr(learn.recorder, 'losses'): return   # it was there already
-    save_figure(loss_curve(learn), o.out/f"{'bwd' if backwards else 'fwd'}.png")
     print(f'It writes: {sample_text(learn)}')
 
 def _pretrain(o, sides):
@@ -438,7 +436,7 @@ def pretrain(
     bs:int=64, # Streams of text read side by side; less needs less memory
     bptt:int=70, # Tokens read in one piece
     bf16:bool=False, # Compute products in bfloat16
-    part:float=None, # Validate, and write a checkpoint to go on from, after so many million tokens; 2 if not given, on a GPU 50
+    part:float=None, # Validate after so many million tokens; 2 if not given, on a GPU 50
     valid_pct:float=0.02, # Share of the documents held out to measure perplexity
     half:bool=False, # Store the weights as 16-bit floats: half the size
     workers:int=None, # Processes that tokenize; one for each processor if not given, 8 at most

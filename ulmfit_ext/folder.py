@@ -6,7 +6,7 @@
 __all__ = ['read_config', 'check_config', 'model_folder', 'check_place', 'write_folder', 'check_files', 'naming_damage']
 
 # %% ../nbs/29_folder.ipynb #0ef95a47
-import json,os,shutil,uuid
+import json,os,shutil
 from contextlib import contextmanager
 from pathlib import Path
 import ulmfit_ext
@@ -61,12 +61,13 @@ def model_folder(
 @contextmanager
 def _new_folder(path):
     "Yield a new folder beside `path`; it becomes `path` if the block succeeds, and is removed if it fails"
-    tmp,old = [path.with_name(f'.{path.name}-{uuid.uuid4().hex[:8]}{o}') for o in ('','.old')]
+    tmp = temporary_name(path)
+    old = tmp.with_name(f'{tmp.name}.old')
     try:
         tmp.mkdir(parents=True)
         yield tmp
         if path.exists(): path.rename(old)
-        tmp.rename(path)
+        rename_folder(tmp, path)
     except BaseException:
         if old.exists() and not path.exists(): old.rename(path)
         raise

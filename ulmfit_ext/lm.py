@@ -17,6 +17,7 @@ from .callback.loss import *
 from .callback.precision import *
 from .callback.steady import *
 from .callback.ranks import *
+from .callback.resume import *
 from .core import *
 from .text.tokens import *
 from .text.corpus import *
@@ -104,7 +105,7 @@ class LMTraining:
         bf16:bool=False, # Compute products in bfloat16? About twice as fast on a GPU, or a processor that can (AMX, AVX-512 BF16)
         bs:int=64, # Streams read side by side
         bptt:int=70, # Tokens in a step
-        part:int=None, # About how many tokens between one checkpoint and the next; None: 2 million, on a GPU 50; 0: all of the text
+        part:int=None, # About how many tokens between one validation and the next; None: 2 million, on a GPU 50; 0: all of the text
         seed:int=42, # Which documents are held out, and the random numbers of training
     ):
         store_attr()
@@ -136,21 +137,21 @@ def _clipping(cbs, clip):
     if own: return cbs,own[0].max_norm
     return (cbs+L(GradientClip(clip)),clip) if clip else (cbs,None)
 
-def _fit(learn, how, cbs, elapsed=0., n_parts=1):
-    "Train `learn` as `how` says, `elapsed` seconds of it done already; an epoch is read in `n_parts`"
+def _fit(learn, how, cbs, n_parts=1):
+    "Train `learn` as `how` says; an epoch is read in `n_parts`"
     kwargs = dict(wd=how.wd, cbs=L(cbs) + L(bfloat16(learn.dls.device) if how.bf16 else None))
     with _saving_memory(learn):
-        if how.minutes is not None:     _fit_minutes(learn, how, elapsed, **kwargs)
+        if how.minutes is not None:     _fit_minutes(learn, how, **kwargs)
         elif how.schedule=='one_cycle': learn.fit_one_cycle(how.n_epoch*n_parts, how.lr_max, moms=(.8,.7,.8), **kwargs)
         else:                           learn.fit_stlr(how.n_epoch*n_parts, how.lr_max, **kwargs)
 
-def _fit_minutes(learn, how, elapsed, wd, cbs):
+def _fit_minutes(learn, how, wd, cbs):
     "Fit for some minutes: as many epochs as that takes, the last one perhaps a part; `how.n_epoch` at most"
     dl = learn.dls.train
     how.minutes = agreed(how.minutes)
     most = how.minutes*60*30_000_000 # tokens: more than any machine manages
     n_epoch = math.ceil(most/(len(dl)*dl.bs*dl.seq_len))
-    learn.fit(min(n_epoch, how.n_epoch or n_epoch), how.lr_max, wd=wd, cbs=L(TimeBudget(how.minutes, elapsed=elapsed)) + cbs)
+    learn.fit(min(n_epoch, how.n_epoch or n_epoch), how.lr_max, wd=wd, cbs=L(TimeBudget(how.minutes)) + cbs)
 
 # %% ../nbs/22_lm.ipynb #3abce7ce
 def _word_counts(dl, n_words):
@@ -203,6 +204,19 @@ def finetune_lm(
     with _saving_memory(learn):
         learn.stage_two = fit_steadily(learn, _train, lr_max, frequency_loss(dls)-0.05, patience)
     return learn
+
+# %% ../nbs/22_lm.ipynb #d3db3f6a
+def start_from(pretrained, backwards, config, lang, choose):
+    "The language model to begin with (`choose` says which, for `auto`), all its words, and the language to read the texts in"
+    if pretrained=='auto': pretrained = choose() if config=='small' else None
+    if pretrained is None: return None,None,lang or 'en'
+    words = known_words(pretrained, backwards) # says at the door what is wrong with it
+    processor = find_lm(pretrained, backwards[0]).processor()
+    own = processor.tokenizer if processor else None
+    if lang and own and lang!=own.lang and not isinstance(own, Pieces):
+        warn(f"The language model in {pretrained} reads lang={own.lang!r} and the texts are read as {lang!r}: "
+             "leave lang out to take its own")
+    return pretrained,words,lang or own or 'en'
 
 # %% ../nbs/22_lm.ipynb #a0000030
 def loss_curve(
@@ -336,35 +350,27 @@ def _is_trained(learn, path, settings, half):
     return True
 
 # %% ../nbs/22_lm.ipynb #7e18411c
-def _checkpoints(learn, how, path, settings):
-    "`Checkpoints` of the same training where one was stopped, whatever its callbacks; else new ones"
-    side,folder = text_setup(learn.dls).side,path/'.checkpoints'
-    settings = {**settings, 'objects':[o for o in settings['objects'] if o!='cbs']}
-    begun = find_piece(folder, side, settings) or save_piece(folder, side, settings)
+def _fit_in_parts(learn, how, folder, cbs):
+    "Train `learn`, from what lies in `folder` on, and show the speed; returns what was counted, and which weights are the best"
     dl = learn.dls.train
-    n_parts = max(1, round(dl.bl*dl.bs/how.part)) if how.part else 1
-    keep = Checkpoints(begun, n_parts, how.seed)
-    if keep.done and how.minutes is not None: print(f"Going on after {keep.elapsed/60:.1f} of {how.minutes} minutes")
-    elif keep.done: print(f"Going on after {keep.done} of {how.n_epoch*n_parts} parts")
-    return keep
-
-def _fit_in_parts(learn, how, keep, cbs):
-    "Train `learn` with the checkpoints `keep`, and show the speed"
-    learn.dls.train.part = 0,keep.n_parts # `_fit_minutes` asks for the length of an epoch
-    learn.metrics += [ValueMetric(keep.speed, 'tokens/s')]
-    _fit(learn, how, L(keep, SkipTo(keep.done), StopOnNaN()) + cbs, keep.elapsed, keep.n_parts)
+    parts,best = CorpusParts(max(1, round(dl.bl*dl.bs/how.part)) if how.part else 1, how.seed),KeepBest()
+    dl.part = 0,parts.n_parts # `_fit_minutes` asks for the length of an epoch
+    learn.metrics += [ValueMetric(parts.speed, 'tokens/s')]
+    _fit(learn, how, L(parts, best, StopOnNaN(), Resume(folder/'fit', keep=True)) + cbs, parts.n_parts)
     learn.metrics = learn.metrics[:-1]
+    return parts,best
 
-def _save_pretrained(learn, keep, path, settings, half, pretrained):
-    "Save the best weights with a card, and say how good they are"
-    dls,state,loss = learn.dls,keep.state,keep.load_best(learn)
+def _save_pretrained(learn, parts, best, path, settings, half, pretrained):
+    "Save the best weights with a card and a picture, and say how good they are"
+    dls,loss = learn.dls,best.best_loss
     ppl,(word_ppl,unknown) = math.exp(loss),word_perplexity(loss, dls)
-    tokens,seconds = state['tokens'],state['elapsed']
+    tokens,seconds = parts.tokens,parts.seconds
+    if learn.recorder.losses: on_rank0(save_figure)(loss_curve(learn), path/f'{text_setup(dls).side}.png')
     on_rank0(save_lm)(learn, path, half,
         perplexity=round(ppl, 2), perplexity_per_word=round(word_ppl, 2), unknown=round(unknown, 4),
         tokens=tokens, epochs=round(tokens/(dls.train.bl*dls.train.bs), 2), documents=len(dls.train_ds)+len(dls.valid_ds),
         minutes=round(seconds/60, 1), tokens_per_second=round(tokens/seconds),
-        best_part=state['best_epoch']+1, history=state['history'], bits=16 if half else 32,
+        best_part=best.best_epoch+1, history=parts.history, bits=16 if half else 32,
         pretrained=None if pretrained is None else str(pretrained), settings=settings)
     print(f"Perplexity {ppl:.1f} a token and {word_ppl:.1f} a word on documents held out, where {unknown:.1%} of the words are unknown, "
           f"after {tokens/1e6:.2f} million tokens; saved to {path}")
@@ -394,18 +400,17 @@ def pretrain_lm(
     if unknown: raise TypeError(f"pretrain_lm() got an unexpected keyword argument {unknown[0]!r}")
     how = LMTraining(**{k: kwargs.pop(k) for k in inspect.signature(LMTraining).parameters if k in kwargs})
     lang,path = _pretraining_lang(lang, config, pretrained, backwards, valid_pct),Path(path)
-    make_dir(path)
-    dls = corpus_dls(corpus, path, lang, max_vocab, 3, backwards, how.bs, how.bptt, valid_pct, how.seed,
-                     text_col, max_docs, workers)
-    set_seed(how.seed)
-    learn = lm_learner(dls, config, how.drop_mult, pretrained, path=path, **kwargs)
-    all_cbs,how.clip = _clipping(cbs, how.clip)
-    if how.part is None: how.part = 2_000_000 if one_param(learn.model).device.type=='cpu' else 50_000_000
-    if cbs: kwargs['cbs'] = cbs
-    settings = _pretraining_settings(learn, how, config, pretrained, valid_pct=valid_pct, max_docs=max_docs, **kwargs)
-    if _is_trained(learn, path, settings, half): return learn
-    keep = _checkpoints(learn, how, path, settings)
-    _fit_in_parts(learn, how, keep, all_cbs)
-    _save_pretrained(learn, keep, path, settings, half, pretrained)
-    keep.remove()
+    with run_lock(path):
+        dls = corpus_dls(corpus, path, lang, max_vocab, 3, backwards, how.bs, how.bptt, valid_pct, how.seed,
+                         text_col, max_docs, workers)
+        set_seed(how.seed)
+        learn = lm_learner(dls, config, how.drop_mult, pretrained, path=path, **kwargs)
+        all_cbs,how.clip = _clipping(cbs, how.clip)
+        if how.part is None: how.part = 2_000_000 if one_param(learn.model).device.type=='cpu' else 50_000_000
+        if cbs: kwargs['cbs'] = cbs
+        settings = _pretraining_settings(learn, how, config, pretrained, valid_pct=valid_pct, max_docs=max_docs, **kwargs)
+        if _is_trained(learn, path, settings, half): return learn
+        with unfinished(path, text_setup(dls).side, settings) as folder:
+            done = _fit_in_parts(learn, how, folder, all_cbs)
+            _save_pretrained(learn, *done, path, settings, half, pretrained)
     return learn

@@ -7,13 +7,14 @@ __all__ = ['ULMFiT']
 
 # %% ../nbs/40_pipeline.ipynb #d596c06e
 from fastai.text.all import *
-import time
+import shutil,time
 from dataclasses import asdict,replace
 from functools import cache
 from .callback.unfreeze import *
 from .callback.loss import *
 from .callback.precision import *
 from .callback.ranks import *
+from .callback.resume import *
 from .core import *
 from .text.tables import *
 from .text.tokens import *
@@ -22,6 +23,7 @@ from .data import *
 from .weights import *
 from .checkpoint import *
 from .lm import *
+from .lm import start_from
 from .classifier import *
 from .recipe import *
 from .words import *
@@ -36,6 +38,7 @@ from .progress import *
 # %% ../nbs/40_pipeline.ipynb #bde5f167
 _sides = {'both': ('fwd','bwd'), 'fwd': ('fwd',), 'bwd': ('bwd',)}
 _ways  = dict(fwd='forward', bwd='backward')
+_picture = 'losses.png' # in the folder of a piece
 
 def _check(directions, config):
     if directions not in list(_sides): raise UlmfitError(f"directions is {directions!r}: 'both', 'fwd' or 'bwd'")
@@ -77,20 +80,6 @@ class ULMFiT:
         trained = [f'{_ways[s]} {what}' for what,o in (('language model', self.lms), ('classifier', self.learns)) for s in o]
         return f"ULMFiT in {self.path}: {', '.join(trained) or 'nothing trained yet'}"
 
-# %% ../nbs/40_pipeline.ipynb #2f16ce5c
-def _start_from(pretrained, directions, config, lang, choose):
-    "The language model to begin with, all its words, and the language to read the texts in"
-    if pretrained=='auto': pretrained = choose() if config=='small' else None
-    if pretrained is None: return None,None,lang or 'en'
-    backwards = [s=='bwd' for s in _sides[directions]]
-    words = known_words(pretrained, backwards) # says at the door what is wrong with it
-    processor = find_lm(pretrained, backwards[0]).processor()
-    own = processor.tokenizer if processor else None
-    if lang and own and lang!=own.lang and not isinstance(own, Pieces):
-        warn(f"The language model in {pretrained} reads lang={own.lang!r} and the texts are read as {lang!r}: "
-             "leave lang out to take its own")
-    return pretrained,words,lang or own or 'en'
-
 # %% ../nbs/40_pipeline.ipynb #4381326a
 @patch(cls_method=True)
 @delegates(ulmfit_dls, but='df,path,seed,lang,known')
@@ -117,10 +106,10 @@ def from_df(cls:ULMFiT,
     def _choose():
         tokens,memo = epoch_tokens(df, **kwargs),path/'pretrained.json'
         return on_rank0(choose_lm)(lang, tokens, len(_sides[directions]), minutes, None, memo, table_epochs(df, tokens, epochs, **kwargs))
-    pretrained,known,lang = _start_from(pretrained, directions, config, lang, _choose)
-    make_dir(path)
+    pretrained,known,lang = start_from(pretrained, [s=='bwd' for s in _sides[directions]], config, lang, _choose)
     if kwargs.get('bs', 0) is None: kwargs.pop('bs')
-    dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=known if all_words else None, **kwargs)
+    with run_lock(path):
+        dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=known if all_words else None, **kwargs)
     if not {'bs','clas_bs'} & set(kwargs): dls.clas_bs = batch_size(len(dls.train_idx))
     res = cls(dls, path, pretrained, directions, config, bptt, seed, words, minutes)
     res.plan.earlier = time.time()-began
@@ -151,6 +140,7 @@ def _from_disk(self:ULMFiT, kind, side, settings, read):
         try:
             learn = read(path)
             print(f"{what} on disk, {_ways[side]}")
+            self._show_curve(path, kind, side)
             self.plan.drop(f'{kind} {side}')
             return learn
         except UlmfitError as e: warn(f'{e}. It is trained again')
@@ -159,10 +149,17 @@ def _from_disk(self:ULMFiT, kind, side, settings, read):
 
 @patch
 def _to_disk(self:ULMFiT, kind, side, settings, learn, write):
-    "Save what `write` writes to a folder as the piece with `settings`, and a loss curve beside it"
-    save_piece(self.path/kind, side, settings, write)
-    if rank_distrib() or not learn.recorder.losses: return # there was no time for a step
-    save_figure(loss_curve(learn), self.path/f'{kind}_{side}.png')
+    "Save what `write` writes to a folder as the piece with `settings`, with a loss curve"
+    def _write(folder):
+        if learn.recorder.losses: save_figure(loss_curve(learn), folder/_picture) # else there was no time for a step
+        return write(folder)
+    self._show_curve(save_piece(self.path/kind, side, settings, _write), kind, side)
+
+@patch
+def _show_curve(self:ULMFiT, piece, kind, side):
+    "Copy the loss curve of a piece to where all curves are"
+    if rank_distrib() or not (piece/_picture).exists(): return
+    with atomic_write(self.path/f'{kind}_{side}.png') as tmp: shutil.copyfile(piece/_picture, tmp)
 
 # %% ../nbs/40_pipeline.ipynb #d2f046de
 @patch
@@ -189,7 +186,7 @@ def fit_lm(self:ULMFiT,
                patience=patience, **kwargs)
     fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_lm_config))
     settings = {s: training_settings(Learner.fit_stlr, ULMFiT.fit_lm, **{**fixed, **self.inputs[s], **how}) for s in self.sides}
-    with self.plan.running():
+    with run_lock(self.path), self.plan.running():
         self.plan.add_lms(self.dls, self._sizes(), self.sides, n_epoch)
         self.plan.add_classifiers(self.dls, self._sizes(), self.sides, self.seed or 0, **self.coming)
         for side in self.sides:
@@ -207,13 +204,14 @@ def _train_lm(self:ULMFiT, side, settings, minutes, cbs, **how):
     job = self.plan.jobs[f'lm {side}']
     if minutes is None: minutes = self.plan.lm_minutes()
     else: job.limit = 60*minutes
-    cbs = L(cbs) + CountWork(self.plan, job)
-    learn = finetune_lm(self._dls('lm', side), self.pretrained, self.config, minutes=minutes, cbs=cbs, **how)
-    losses = [list(map(float, o)) for o in learn.recorder.values]
-    def _write(folder):
-        save_lm(learn, folder, pretrained=str(self.pretrained), losses=losses)
-        return learn.stage_two # noted in settings.json: the rate in the end, the epochs, the losses
-    self._to_disk('lm', side, settings, learn, _write)
+    with unfinished(self.path, f'lm-{side}', settings) as folder:
+        cbs = L(cbs) + L(CountWork(self.plan, job), Resume(folder/'fit', keep=True))
+        learn = finetune_lm(self._dls('lm', side), self.pretrained, self.config, minutes=minutes, cbs=cbs, **how)
+        losses = [list(map(float, o)) for o in learn.recorder.values]
+        def _write(folder):
+            save_lm(learn, folder, pretrained=str(self.pretrained), losses=losses)
+            return learn.stage_two # noted in settings.json: the rate in the end, the epochs, the losses
+        self._to_disk('lm', side, settings, learn, _write)
     return learn
 
 # %% ../nbs/40_pipeline.ipynb #376bf48a
@@ -236,7 +234,7 @@ def fit_classifier(self:ULMFiT,
     numbers = check_numbers(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
     n_epoch,wd = numbers.pop('n_epoch'),numbers.pop('wd')
     common = dict(n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **kwargs)
-    with self.plan.running():
+    with run_lock(self.path), self.plan.running():
         self.count_words()
         self.plan.drop('lm')
         rates = {k:v for k,v in numbers.items() if v is not None}
@@ -265,12 +263,22 @@ def _classifiers(self:ULMFiT, kind, data, recipe, n_epoch, wd, bf16, cbs, **kwar
         settings = self._classifier_settings(side, n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **asdict(recipe), **kwargs)
         learn = self._from_disk(kind, side, settings, partial(self._read_classifier, side, data, **kwargs))
         if learn is None:
-            learn,job = self._new_classifier(side, data=data, **kwargs),self.plan.jobs[f'{kind} {side}']
-            fit_recipe(learn, recipe, self.plan.fit_epochs(job), wd, _all_cbs(learn, cbs, bf16, CountWork(self.plan, job)))
-            def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
-            self._to_disk(kind, side, settings, learn, _write)
+            learn = self._new_classifier(side, data=data, **kwargs)
+            self._train_classifier(learn, kind, side, settings, recipe, wd, bf16, cbs)
         res[side] = learn
     return res
+
+@patch
+def _train_classifier(self:ULMFiT, learn, kind, side, settings, recipe, wd, bf16, cbs):
+    "Train `learn` in the time there is, and save it"
+    job = self.plan.jobs[f'{kind} {side}']
+    def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
+    with unfinished(self.path, f'{kind}-{side}', settings) as folder:
+        cbs = _all_cbs(learn, cbs, bf16, CountWork(self.plan, job), Resume(folder/'fit', keep=True))
+        n_epoch = noted(folder/'n_epoch.json', lambda: self.plan.fit_epochs(job)) # if it goes on, it may have another time
+        job.costs = job.costs[:n_epoch]
+        fit_recipe(learn, recipe, n_epoch, wd, cbs)
+        self._to_disk(kind, side, settings, learn, _write)
 
 @patch
 def _new_classifier(self:ULMFiT, side, config=None, data=None, **kwargs):
@@ -307,20 +315,21 @@ def _best_recipe(self:ULMFiT, common):
     table = path and read_trials(path/'trials.csv')
     if table is None:
         untried = pd.DataFrame(dict(recipe=['together'], valid_loss=[math.nan])).set_index('recipe')
-        table = self._try_recipes(side, splits, **common) if self.plan.has_time_for_trials() else untried
-        save_piece(self.path/'recipe', side, settings, lambda folder: table.to_csv(folder/'trials.csv'))
+        with unfinished(self.path, f'recipe-{side}', settings) as begun:
+            table = self._try_recipes(side, splits, begun, **common) if self.plan.has_time_for_trials() else untried
+            save_piece(self.path/'recipe', side, settings, lambda folder: table.to_csv(folder/'trials.csv'))
     if len(table)==1: print(f'Recipe: {table.index[0]}, as there is no time for trials')
     else: print('Recipe: ' + ', '.join(f"{o.Index} (loss {o.valid_loss:.3f})" for o in table.itertuples()) + '; the first is taken')
     return table.index[0]
 
 @patch
-def _try_recipes(self:ULMFiT, side, splits, n_epoch, wd, bf16, cbs=None, **kwargs):
+def _try_recipes(self:ULMFiT, side, splits, begun, n_epoch, wd, bf16, cbs=None, **kwargs):
     print(f"Trying {len(recipes)} recipes on {len(splits)} split{'s' if len(splits)>1 else ''} of the labelled texts")
     self.plan.tell()
     jobs = iter([o for o in self.plan.jobs.values() if o.kind=='trials'])
     def _cbs(learn): return _all_cbs(learn, None, bf16, CountWork(self.plan, next(jobs))) # not the user's
     def _new(train, valid): return self._new_classifier(side, data=self.dls.with_split(train, valid), **kwargs)
-    return try_recipes(_new, splits, recipes, n_epoch, wd, _cbs)
+    return try_recipes(_new, splits, recipes, n_epoch, wd, _cbs, begun)
 
 # %% ../nbs/40_pipeline.ipynb #d79f8da6
 @patch
@@ -333,7 +342,7 @@ def refit(self:ULMFiT) -> ULMFiT: # Itself
     if self.held_out is not None or not len(self.dls.valid_idx): return self # all labels are learned from already
     before,data = self.ensemble,self.dls.with_split(self.dls.labelled, self.dls.valid_idx[:0])
     held_out = before.answers()
-    with self.plan.running():
+    with run_lock(self.path), self.plan.running():
         self.plan.add_refit(self.dls, self._sizes(), self.sides, self.how['n_epoch'], self.how['recipe'])
         self.learns = self._classifiers('refit', data, **self.how)
         if self.bag is not None: self.bag = kept_words(data, self.path/'words', data_sha256=data.sha256())
@@ -365,7 +374,7 @@ def fit(self:ULMFiT,
     has_labels = self.dls.classes is not None
     if refit is None: refit = len(self.dls.labelled)<=5000
     if has_labels: check_place(self.folder)
-    with self.plan.running():
+    with run_lock(self.path), self.plan.running():
         if refit and has_labels: self.plan.add_refit(self.dls, self._sizes(), self.sides, self.coming.get('n_epoch'))
         if lm.get('n_epoch')!=0: self.fit_lm(**lm)
         if has_labels: self.fit_classifier(**self.coming)

@@ -16,7 +16,9 @@ from .callback.groups import *
 from .callback.schedule import *
 from .callback.unfreeze import *
 from .callback.steady import *
+from .callback.resume import *
 from .core import *
+from .checkpoint import *
 
 # %% ../nbs/24_recipe.ipynb #c4047170
 def batch_size(
@@ -106,14 +108,18 @@ def try_recipes(
     n_epoch:int=None, # Epochs; None: `epochs_for` the number of texts
     wd:float=None, # Weight decay; None: the learner's
     cbs=None, # Function that gives more callbacks for a learner
+    folder:Path=None, # Where finished trials are noted and unfinished ones keep their state, for a run that goes on; None: nowhere
 ) -> pd.DataFrame: # A row a recipe, the best first: losses and metrics of the best epoch, the mean over the splits
     "Train with each of `recipes` on each of `splits`"
+    def _trial(recipe, split, more_cbs):
+        learn = new_learner(*split)
+        return _try_recipe(learn, recipe, n_epoch, wd, L(cbs(learn) if cbs else None) + more_cbs)
     rows = []
     for name,recipe in recipes.items():
-        for train,valid in splits:
-            learn = new_learner(train, valid)
-            rows.append(dict(recipe=name, **_try_recipe(learn, recipe, n_epoch, wd, cbs(learn) if cbs else None)))
-            del learn
+        for i,split in enumerate(splits):
+            if folder is None: row = _trial(recipe, split, L())
+            else: row = noted(folder/f'{name}-{i}.json', lambda: _trial(recipe, split, L(Resume(folder/'trial'))))
+            rows.append(dict(recipe=name, **row))
             gc.collect() # a learner and its callbacks hold each other, and hundreds of megabytes
     return pd.DataFrame(rows).groupby('recipe').mean().sort_values('valid_loss')
 

@@ -223,6 +223,7 @@ def first_part(o): return o[0] if isinstance(o, tuple) else o
 
 class LMLoader(LMDataLoader):
     "fastai's `LMDataLoader` over one flat array of ids, in memory or on disk"
+    idxs_per_batch = 1 # of `get_idxs`, for `Resume`
     def __init__(self,
         dataset,                  # Items for `test_dl` and `show_batch`; also the text, where `ids` is None
         ids=None,                 # Flat array of ids, forward (n_tokens,); a `np.memmap` is read as it is needed
