@@ -6,7 +6,8 @@ import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import AWD_LSTM,awd_lstm_lm_config,defaults,language_model_learner,load_learner,make_vocab
 from made_up import make_texts,words
 import ulmfit_ext.text.corpus as C
-from ulmfit_ext.core import UlmfitError,sweep
+from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.runs import sweep
 from ulmfit_ext.text.corpus import TextStream,held_out,tokenize_corpus,train_subwords
 from ulmfit_ext.text.loaders import lm_dls
 from ulmfit_ext.text.tables import read_table

@@ -178,7 +178,7 @@ def test_no_interval(every):
 
 _other = '''
 import sys
-from ulmfit_ext.core import run_lock
+from ulmfit_ext.runs import run_lock
 with run_lock(sys.argv[1]):
     print('mine', flush=True)
     sys.stdin.read()

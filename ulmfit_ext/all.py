@@ -20,6 +20,7 @@ from .callback.steady import *
 from .callback.ranks import *
 from .callback.resume import *
 from .core import *
+from .runs import *
 from .text.labels import *
 from .text.tables import *
 from .text.tokens import *

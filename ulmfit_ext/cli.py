@@ -380,14 +380,6 @@ def evaluate(
     print_confused(ens, answers)
 
 # %% ../nbs/42_cli.ipynb #bdcb2e4d
-def _with_subwords(o):
-    "`lang` with the pieces of words of the corpus, which are found where they are not on disk"
-    from ulmfit_ext.text.corpus import corpus_key,train_subwords
-    lang = o.lang or 'en'
-    file = o.out/f'subwords-{o.subwords}-{corpus_key(o.corpus, o.text, o.docs, lang)}.model'
-    if file.exists(): return f'{lang}:{file}'
-    return train_subwords(o.corpus, file, o.subwords, lang, o.text, max_docs=o.docs)
-
 def _pretrain_side(o, backwards, minutes):
     "Train the language model of one direction"
     from ulmfit_ext.lm import pretrain_lm,sample_text
@@ -400,9 +392,9 @@ def _pretrain_side(o, backwards, minutes):
     print(f'It writes: {sample_text(learn)}')
 
 def _pretrain(o, sides):
-    from ulmfit_ext.all import known_words,on_rank0
+    from ulmfit_ext.all import kept_subwords,known_words,on_rank0
     if o.pretrained: known_words(o.pretrained, sides)   # raises, better now than after the first direction
-    if o.subwords: o.lang = on_rank0(_with_subwords)(o)
+    if o.subwords: o.lang = on_rank0(kept_subwords)(o.corpus, o.out, o.subwords, o.lang or 'en', o.text, o.docs)
     for backwards in sides: _pretrain_side(o, backwards, o.minutes and o.minutes/len(sides))
     have = [side for side in ('fwd','bwd') if (o.out/f'{side}.safetensors').exists()]
     only = ['--directions', *have] if len(have)<2 else []

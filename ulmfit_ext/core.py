@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['shown', 'UlmfitError', 'listing', 'check_numbers', 'as_path', 'clean_text', 'as_text', 'as_texts', 'temporary_name',
-           'naming_file', 'atomic_write', 'rename_folder', 'make_dir', 'check_writable', 'sweep', 'run_lock',
-           'plain_file', 'read_plain', 'file_sha256', 'load_json', 'sealed', 'check_seal', 'is_class_list',
-           'save_weights', 'read_weights', 'awd_shapes', 'awd_sizes_in', 'load_weights', 'save_figure', 'renews_lock']
+           'naming_file', 'atomic_write', 'rename_folder', 'make_dir', 'check_writable', 'plain_file', 'read_plain',
+           'file_sha256', 'load_json', 'sealed', 'check_seal', 'is_class_list', 'save_weights', 'read_weights',
+           'awd_shapes', 'awd_sizes_in', 'load_weights', 'save_figure', 'renews_lock']
 
 # %% ../nbs/10_core.ipynb #a0000003
-import gc,hashlib,json,math,os,re,shutil,stat,threading,time,uuid,weakref
+import gc,hashlib,json,math,os,re,stat,threading,uuid,weakref
 from contextlib import contextmanager,suppress
 from pathlib import Path
 
@@ -193,59 +193,6 @@ def check_writable(
         probe.unlink(missing_ok=True)
     except OSError as e:
         raise UlmfitError(f"cannot write to '{folder}' ({e.strerror or e}): pass a path that you can write to{hint}") from e
-
-# %% ../nbs/10_core.ipynb #8af7084d
-_began = time.time()-2 # the times of files are less exact
-
-def _is_alive(pid):
-    if os.name=='nt': return True # there is no harmless way to ask
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except OSError: pass # it is another user's
-    return True
-
-def _is_left_over(path):
-    "Was `path` left by a process that is dead? After a day this is taken for granted, as another process may have its number by then"
-    found = re.fullmatch(r'\..+-(\d+)-[0-9a-f]{8}(\..*)?', path.name)
-    if not found: return False
-    try: since = path.stat().st_mtime
-    except OSError: return False
-    pid = int(found[1])
-    return since < (_began if pid==os.getpid() else time.time()-24*3600) or not _is_alive(pid)
-
-def sweep(
-    folder:Path, # Where runs write, also to folders in it and in those
-):
-    "Remove what runs that were killed left half-written; a folder that was moved aside for a new one goes back where that is not there"
-    for o in [o for pattern in ('.*', '*/.*', '*/*/.*') for o in folder.glob(pattern) if _is_left_over(o)]:
-        if o.suffix=='.old' and not (whole := o.with_name(o.name[1:].rsplit('-', 2)[0])).exists(): o.rename(whole)
-        elif o.is_dir(): shutil.rmtree(o, ignore_errors=True)
-        else:
-            try: o.unlink(missing_ok=True)
-            except OSError: pass # as with `rmtree`: it may be swept another time
-
-# %% ../nbs/10_core.ipynb #857a92c0
-@contextmanager
-def run_lock(
-    folder, # Where a run writes; made where missing
-):
-    "A context in which no other process may run in `folder`; what dead ones left is swept first. Raises `UlmfitError` where another one is there"
-    from filelock import FileLock,Timeout
-    folder = Path(folder).resolve()
-    make_dir(folder)
-    if int(os.environ.get('RANK', 0)): # one of several processes of the same run, of which the first holds the lock
-        yield
-        return
-    lock = FileLock(folder/'.lock', timeout=3, thread_local=False, is_singleton=True)
-    try: lock.acquire()
-    except Timeout:
-        raise UlmfitError(f"another run is at work in {folder}: wait until it has ended, or give another folder") from None
-    except OSError as e:
-        raise UlmfitError(f"cannot write to '{folder}' ({e.strerror or e}): pass a path that you can write to") from None
-    try:
-        if lock.lock_counter==1: sweep(folder)
-        yield
-    finally: lock.release()
 
 # %% ../nbs/10_core.ipynb #969cdbfa
 def plain_file(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lm_sizes', 'awd_adam', 'lm_size', 'lm_learner', 'coverage', 'LMTraining', 'frequency_loss', 'finetune_lm',
-           'loss_curve', 'corpus_dls', 'word_perplexity', 'lm_perplexity', 'sample_text', 'pretrain_lm']
+           'start_from', 'loss_curve', 'corpus_dls', 'word_perplexity', 'lm_perplexity', 'sample_text', 'pretrain_lm']
 
 # %% ../nbs/22_lm.ipynb #420c1078
 from fastai.text.all import *
@@ -19,6 +19,7 @@ from .callback.steady import *
 from .callback.ranks import *
 from .callback.resume import *
 from .core import *
+from .runs import *
 from .text.tokens import *
 from .text.corpus import *
 from .text.loaders import *
@@ -206,8 +207,14 @@ def finetune_lm(
     return learn
 
 # %% ../nbs/22_lm.ipynb #d3db3f6a
-def start_from(pretrained, backwards, config, lang, choose):
-    "The language model to begin with (`choose` says which, for `auto`), all its words, and the language to read the texts in"
+def start_from(
+    pretrained, # What `find_lm` finds, 'auto', or None: from scratch
+    backwards, # Of each direction, whether it reads backward
+    config, # Sizes of the model; where they are not the default, 'auto' is from scratch
+    lang, # Code of the language; None: that of the language model, or English
+    choose, # Function that says which language model 'auto' is
+) -> tuple: # The language model to begin with, all its words, and the language to read the texts in
+    "What a run begins with. Raises what `known_words` does, and warns where the language is not that of the language model"
     if pretrained=='auto': pretrained = choose() if config=='small' else None
     if pretrained is None: return None,None,lang or 'en'
     words = known_words(pretrained, backwards) # says at the door what is wrong with it

@@ -16,6 +16,7 @@ from .callback.precision import *
 from .callback.ranks import *
 from .callback.resume import *
 from .core import *
+from .runs import *
 from .text.tables import *
 from .text.tokens import *
 from .text.loaders import *
@@ -23,7 +24,6 @@ from .data import *
 from .weights import *
 from .checkpoint import *
 from .lm import *
-from .lm import start_from
 from .classifier import *
 from .recipe import *
 from .words import *
@@ -311,16 +311,8 @@ def _best_recipe(self:ULMFiT, common):
     side,dls = self.sides[0],self.dls
     splits = trial_splits(dls.train_idx, dls.valid_idx, dls.y, self.seed or 0)
     settings = self._classifier_settings(side, recipes={k: asdict(o) for k,o in recipes.items()}, **common)
-    path = find_piece(self.path/'recipe', side, settings)
-    table = path and read_trials(path/'trials.csv')
-    if table is None:
-        untried = pd.DataFrame(dict(recipe=['together'], valid_loss=[math.nan])).set_index('recipe')
-        with unfinished(self.path, f'recipe-{side}', settings) as begun:
-            table = self._try_recipes(side, splits, begun, **common) if self.plan.has_time_for_trials() else untried
-            save_piece(self.path/'recipe', side, settings, lambda folder: table.to_csv(folder/'trials.csv'))
-    if len(table)==1: print(f'Recipe: {table.index[0]}, as there is no time for trials')
-    else: print('Recipe: ' + ', '.join(f"{o.Index} (loss {o.valid_loss:.3f})" for o in table.itertuples()) + '; the first is taken')
-    return table.index[0]
+    def _measure(folder): return self._try_recipes(side, splits, folder, **common) if self.plan.has_time_for_trials() else None
+    return kept_trials(self.path, side, settings, _measure).index[0]
 
 @patch
 def _try_recipes(self:ULMFiT, side, splits, begun, n_epoch, wd, bf16, cbs=None, **kwargs):
@@ -385,19 +377,12 @@ def fit(self:ULMFiT,
 @patch
 def _classifier_settings(self:ULMFiT, side, **settings):
     "What tells the classifier of one direction from others, as JSON holds it"
-    if side not in self.lms: self._warn_of_lm(side)
+    if side not in self.lms and (unused := pieces_with(self.path/'lm', side, **self.inputs[side])):
+        warn(f"{unused[-1]} holds a fine-tuned language model, and it is not used: "
+             "call fit_lm() first with its settings, which reads it from disk")
     encoder = fingerprint(self.lms.get(side, self.pretrained), side=='bwd')
     fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_clas_config), encoder_sha256=encoder, classifier_bptt=self.bptt)
     return training_settings(Learner.fit_gradual, ULMFiT.fit_classifier, **{**fixed, **self.inputs[side], **settings})
-
-@patch
-def _warn_of_lm(self:ULMFiT, side):
-    "Warn where a fine-tuned language model of these data and weights is on disk"
-    inputs = plain_settings(**self.inputs[side])
-    def _is_ours(settings): return settings and all(settings.get(k)==v for k,v in inputs.items() if k!='objects')
-    ours = [path for path,settings in list_pieces(self.path/'lm', side).items() if _is_ours(settings)]
-    if ours: warn(f"{ours[-1]} holds a fine-tuned language model, and it is not used: "
-                  "call fit_lm() first with its settings, which reads it from disk")
 
 # %% ../nbs/40_pipeline.ipynb #14a55a56
 @patch

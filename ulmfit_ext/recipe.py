@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['recipes', 'batch_size', 'epochs_for', 'Recipe', 'recipe_name', 'fit_recipe', 'trial_splits', 'try_recipes',
-           'read_trials']
+           'read_trials', 'kept_trials']
 
 # %% ../nbs/24_recipe.ipynb #3e6a1504
 from fastai.text.all import *
@@ -131,3 +131,21 @@ def read_trials(
     try: table = pd.read_csv(io.BytesIO(read_plain(file, 2**20)), index_col='recipe')
     except (OSError,ValueError,LookupError,TypeError): return None # what pandas raises for a table of another kind
     return table if len(table) and set(table.index)<=set(recipes) else None
+
+def kept_trials(
+    path:Path, # Folder of the run
+    side:str, # 'fwd' or 'bwd'
+    settings:dict, # From `plain_settings`
+    measure, # Function of a folder for what is unfinished: what `try_recipes` gives, or None where there is no time
+) -> pd.DataFrame:
+    "The table of trials with these settings, read from disk or measured and kept there; prints what it says"
+    piece = find_piece(path/'recipe', side, settings)
+    table = piece and read_trials(piece/'trials.csv')
+    if table is None:
+        with unfinished(path, f'recipe-{side}', settings) as folder:
+            table = measure(folder)
+            if table is None: table = pd.DataFrame(dict(recipe=['together'], valid_loss=[math.nan])).set_index('recipe')
+            save_piece(path/'recipe', side, settings, lambda folder: table.to_csv(folder/'trials.csv'))
+    if len(table)==1: print(f'Recipe: {table.index[0]}, as there is no time for trials')
+    else: print('Recipe: ' + ', '.join(f"{o.Index} (loss {o.valid_loss:.3f})" for o in table.itertuples()) + '; the first is taken')
+    return table
