@@ -110,6 +110,7 @@ def save_piece(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return path
 
+# %% ../nbs/21_checkpoint.ipynb #eec142fb
 def pieces_with(
     folder, # Folder of pieces
     side:str, # 'fwd' or 'bwd'

@@ -392,7 +392,9 @@ def _pretrain_side(o, backwards, minutes):
     print(f'It writes: {sample_text(learn)}')
 
 def _pretrain(o, sides):
-    from ulmfit_ext.all import kept_subwords,known_words,on_rank0
+    from ulmfit_ext.callback.ranks import on_rank0
+    from ulmfit_ext.text.corpus import kept_subwords
+    from ulmfit_ext.weights import known_words
     if o.pretrained: known_words(o.pretrained, sides)   # raises, better now than after the first direction
     if o.subwords: o.lang = on_rank0(kept_subwords)(o.corpus, o.out, o.subwords, o.lang or 'en', o.text, o.docs)
     for backwards in sides: _pretrain_side(o, backwards, o.minutes and o.minutes/len(sides))

@@ -68,12 +68,13 @@ class ULMFiT:
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
         self.bag = None # the third voice
-        self.how,self.held_out = None,None # of `fit_classifier`: what it trained with; of `refit`: answers to the validation texts
+        self.how = None # what `fit_classifier` trained with
+        self.held_out = None # after `refit`: what was said before of the validation texts
         self.plan,self.coming = Plan(minutes, cache(self._guess_speed)),{} # `coming`: arguments of `fit_classifier`, if known
         data = dict(data_sha256=dls.sha256(), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
         weights = {s: dict(pretrained_sha256=fingerprint(pretrained, s=='bwd'), sizes=lm_size(config)) for s in self.sides}
         if minutes is not None: data['run_minutes'] = minutes
-        self.inputs = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # settings that all stages share
+        self.inputs = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # what all stages share
 
     def __repr__(self):
         if not self.sides: return f"ULMFiT in {self.path}: {self._ensemble}"
@@ -86,16 +87,16 @@ class ULMFiT:
 def from_df(cls:ULMFiT,
     df, # DataFrame, or file of a table
     path='ulmfit', # Folder for everything that is made
-    pretrained='auto', # What `find_lm` finds; None: no stage one; 'auto': what `choose_lm` says, None for another `config`
+    pretrained='auto', # What `find_lm` finds; None: no stage one; 'auto': what `choose_lm` says
     directions:str='both', # 'both', 'fwd' or 'bwd'
     config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
     bptt:int=70, # Tokens in a chunk
     seed:int=42, # The split, and the random numbers of training
     all_words:bool=True, # Make all words that the pretrained model knows part of the vocabulary?
     words:bool=True, # Count words too, as a third voice?
-    lang:str=None, # spaCy's code of the language, as for `ulmfit_dls`; None: that of the pretrained model, or English
-    minutes:float=None, # Time for the whole run, which is shared out; None: as long as it takes, where 'auto' reckons with an hour
-    epochs:tuple=(None,None), # Of language models and classifiers, as far as they are settled: 'auto' reckons with them
+    lang:str=None, # spaCy's code of the language; None: that of the pretrained model, or English
+    minutes:float=None, # Time for the whole run; None: as long as it takes, where 'auto' reckons with an hour
+    epochs:tuple=(None,None), # Of language models and classifiers, where they are settled, for 'auto'
     **kwargs
 ) -> ULMFiT:
     "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
@@ -168,9 +169,9 @@ def fit_lm(self:ULMFiT,
     n_epoch:int=None, # Epochs at most; None: `lm_epochs` of the text
     lr_max:float=0.004, # Peak learning rate; the paper's 0.004. Lowered where the model collapses
     drop_mult:float=0.5, # Multiplies all dropouts
-    minutes:float=None, # Train each direction for about so long at most; None: a share of the run's `minutes`, where these are given
+    minutes:float=None, # Time for each direction; None: a share of the run's `minutes`, where these are given
     clip:float=0.25, # Gradients are made no longer than this; None: left as they are
-    factor:float=2.6, # Each layer group learns this many times slower than the one above it (only with `pretrained`)
+    factor:float=2.6, # Each layer group learns so many times slower than the one above it (only with `pretrained`)
     wd:float=None, # Weight decay; None: fastai's
     bf16:bool=False, # Compute products in bfloat16? About twice as fast on a processor that can, or on a GPU
     patience:int=3, # Stop after so many epochs in a row that were no better than the best; None: never
@@ -220,15 +221,15 @@ def _train_lm(self:ULMFiT, side, settings, minutes, cbs, **how):
 def fit_classifier(self:ULMFiT,
     n_epoch:int=None, # Epochs in all; None: `epochs_for` the number of labelled texts
     lr_max:float=None, # Peak learning rate of the head; None: the recipe's
-    factor:float=None, # Each layer group learns this many times slower than the one above it; None: the recipe's
+    factor:float=None, # Each layer group learns so many times slower than the one above it; None: the recipe's
     epochs_per_stage:int=None, # Epochs before one more group is unfrozen; None: the recipe's
     cbs=None, # More callbacks for the fits; with them it is trained again each time
     wd:float=None, # Weight decay; None: fastai's
     bf16:bool=False, # Compute products in bfloat16? About twice as fast on a processor that can, or on a GPU
-    recipe:str='auto', # A name in `recipes`; 'auto': the better one in trials, but 'gradual' where one of its rates is given
+    recipe:str='auto', # A name in `recipes`; 'auto': the better one in trials, or 'gradual' if a rate is given
     **kwargs
 ) -> ULMFiT: # Itself
-    "Stage three: train the classifier of each direction by a recipe, keep its best epoch, or read it from disk"
+    "Stage three: train the classifier of each direction by a recipe, or read it from disk"
     self._can_train()
     check_place(self.folder)
     numbers = check_numbers(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
@@ -326,9 +327,10 @@ def _try_recipes(self:ULMFiT, side, splits, begun, n_epoch, wd, bf16, cbs=None, 
 # %% ../nbs/40_pipeline.ipynb #d79f8da6
 @patch
 def refit(self:ULMFiT) -> ULMFiT: # Itself
-    """Train the classifiers and the counted words once more, on all labelled texts, by the recipe of `fit_classifier`.
+    """Train classifiers and counted words once more, on all labelled texts, by the recipe of `fit_classifier`.
 
-    `validate` goes on telling how good they were before, on texts they had not seen. Raises `UlmfitError` before `fit_classifier`."""
+    `validate` goes on telling how good they were before, on texts they had not seen.
+    Raises `UlmfitError` before `fit_classifier`."""
     self._can_train()
     if self.how is None: raise UlmfitError("There is no classifier to train once more: call `fit_classifier()` first")
     if self.held_out is not None or not len(self.dls.valid_idx): return self # all labels are learned from already
@@ -359,9 +361,9 @@ def _guess_speed(self:ULMFiT, kind):
 def fit(self:ULMFiT,
     lm:dict=None, # Arguments of `fit_lm`; with `n_epoch=0` the language model stays as it is
     classifier:dict=None, # Arguments of `fit_classifier`
-    refit:bool=None, # Train on all labels in the end? None: where there are 5,000 at most, and the run's `minutes` allow
+    refit:bool=None, # Train on all labels in the end? None: up to 5,000 labels, if the `minutes` allow
 ) -> ULMFiT: # Itself
-    "Stages two and three: `fit_lm`, `fit_classifier` and `refit`, in the run's `minutes` where these are given"
+    "Stages two and three: `fit_lm`, `fit_classifier` and `refit`, in the `minutes` of the run"
     lm,self.coming = lm or {},classifier or {}
     has_labels = self.dls.classes is not None
     if refit is None: refit = len(self.dls.labelled)<=5000
@@ -410,7 +412,7 @@ def answers(self:ULMFiT,
     ds_idx:int=1, # Which of the learners' sets: 0 training, 1 validation; or a table, as `df`
     **kwargs
 ) -> Answers: # `outs`, before softmax or sigmoid, by direction, and `targs`
-    "What each voice says of labelled texts: `BidirEnsemble.answers`. Of the validation texts what they said before `refit`"
+    "What each voice says of labelled texts; of the validation texts, what it said before `refit`"
     is_held_out = isinstance(ds_idx, int) and ds_idx==1 and not {'dl','df'} & set(kwargs)
     return self.held_out if is_held_out and self.held_out is not None else self.ensemble.answers(ds_idx, **kwargs)
 

@@ -372,6 +372,7 @@ def add_classifiers(self:Plan,
     if isinstance(recipe, str): recipe = recipes.get(recipe, recipes['together'])
     for side in sides: _add(f'classifier {side}', 'classifiers', recipe, dls.train_idx, dls.valid_idx)
 
+# %% ../nbs/39_progress.ipynb #c1dfbe77
 @patch
 def add_refit(self:Plan,
     dls:UlmfitDls, # What is read

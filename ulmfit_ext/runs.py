@@ -22,7 +22,7 @@ def _is_alive(pid):
     return True
 
 def _is_left_over(path):
-    "Was `path` left by a process that is dead? After a day this is taken for granted, as another process may have its number by then"
+    "Was `path` left by a process that is dead? After a day it is: another process may have its number by then"
     found = re.fullmatch(r'\..+-(\d+)-[0-9a-f]{8}(\..*)?', path.name)
     if not found: return False
     try: since = path.stat().st_mtime
@@ -33,7 +33,9 @@ def _is_left_over(path):
 def sweep(
     folder:Path, # Where runs write, also to folders in it and in those
 ):
-    "Remove what runs that were killed left half-written; a folder that was moved aside for a new one goes back where that is not there"
+    """Remove what runs that were killed left half-written
+
+    A folder that was moved aside for a new one goes back, where the new one is not there."""
     for o in [o for pattern in ('.*', '*/.*', '*/*/.*') for o in folder.glob(pattern) if _is_left_over(o)]:
         if o.suffix=='.old' and not (whole := o.with_name(o.name[1:].rsplit('-', 2)[0])).exists(): o.rename(whole)
         elif o.is_dir(): shutil.rmtree(o, ignore_errors=True)
@@ -46,7 +48,9 @@ def sweep(
 def run_lock(
     folder, # Where a run writes; made where missing
 ):
-    "A context in which no other process may run in `folder`; what dead ones left is swept first. Raises `UlmfitError` where another one is there"
+    """A context in which no other process may run in `folder`; what dead ones left is swept first
+
+    Raises `UlmfitError` where another one is at work there."""
     from filelock import FileLock,Timeout
     folder = Path(folder).resolve()
     make_dir(folder)

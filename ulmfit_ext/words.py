@@ -235,7 +235,7 @@ def learning_curve(
     multi:bool=False, # Can a text have several labels?
     seed:int=0, # Which texts go together
 ) -> dict: # Cross-validated share of right answers by share of the labels: 0.25, 0.5, 1; without those that are too few; empty above 5,000
-    "How often counting words is right with some of the labels, and with all. Below 1,000 texts it is the mean over both halves, and all quarters"
+    "How often counting words is right with some of the labels, and with all. Below 1,000 texts: means over halves and quarters"
     texts,labels = list(texts),list(labels)
     if len(texts)>5000: return {} # that would take minutes
     order = np.random.default_rng(seed).permutation(len(texts))
