@@ -248,8 +248,7 @@ def _train(o):
     from ulmfit_ext.text.tables import read_table
     began,columns = time.time(),dict(text_col=o.text, label_col=o.label, label_delim=o.label_delim)
     with rank0_first():
-        df    = read_table(o.file)
-        tests = labelled_rows(o.test, **columns) if o.test else None
+        df,tests = read_table(o.file),labelled_rows(o.test, **columns) if o.test else None
         ulmfit = _new_ulmfit(o, df, columns)
     print(str(ulmfit.dls).removeprefix('UlmfitDls: '))
     if o.test: label_targets(tests[o.label], ulmfit.dls.classes, ulmfit.dls.multi, o.label_delim)   # raises for unknown labels
@@ -395,7 +394,8 @@ def _pretrain_side(o, backwards, minutes):
     print(f'It writes: {sample_text(learn)}')
 
 def _pretrain(o, sides):
-    from ulmfit_ext.all import known_words,on_rank0
+    from ulmfit_ext.callback.ranks import on_rank0
+    from ulmfit_ext.weights import known_words
     if o.pretrained: known_words(o.pretrained, sides)   # raises, better now than after the first direction
     if o.subwords: o.lang = on_rank0(_with_subwords)(o)
     for backwards in sides: _pretrain_side(o, backwards, o.minutes and o.minutes/len(sides))
