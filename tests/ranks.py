@@ -71,10 +71,10 @@ def part(folder, rows):
     with learn.no_logging(): learn.fit(1, 0., cbs=(nan := NaN()))
     found['losses that are no number'] = nan.seen
     keep("fastai's DDP", fit_with_ddp(rank, n_ranks()))
-    ulmfit = ULMFiT.from_df(df, folder/'ulmfit', pretrained=None, config=size, bs=rows, bptt=10, seed=0, min_freq=1, words=True)
+    ulmfit = ULMFiT.from_df(df, folder/'ulmfit', pretrained=None, config=size, bs=rows, bptt=10, seed=0, min_freq=1, directions='bwd')
     ulmfit.fit(dict(n_epoch=1), dict(n_epoch=2, recipe='gradual'))
-    keep('ULMFiT forward', ulmfit.learns['fwd'])
-    keep('ULMFiT backward', ulmfit.learns['bwd'])
+    keep('ULMFiT, language model', ulmfit.lms['bwd'])
+    keep('ULMFiT, classifier', ulmfit.learns['bwd'])
     if not rank: found['accuracy'] = float(ulmfit.validate().accuracy['all'])
     found.update(n_ranks=n_ranks(), seconds=time.time()-began)
     (folder/f'found-{rank}.json').write_text(json.dumps(found))

@@ -55,7 +55,7 @@ def test_a_loss_that_is_no_number(runs):
 
 def test_only_the_first_prints_and_writes(runs, tmp_path):
     _,one,several,printed = runs
-    for line in 'Language model, forward', 'Classifier, backward', 'Counting words', 'Perplexity': assert printed.count(line)==1
+    for line in 'Language model, backward', 'Classifier, backward', 'Counting words', 'Perplexity': assert printed.count(line)==1
     assert several[0]['accuracy']>0 # of the model that rank 0 validates by itself, and the other has gone
 
 dies = '''

@@ -249,8 +249,7 @@ def _train(o):
     from ulmfit_ext.text.tables import read_table
     began,columns = time.time(),dict(text_col=o.text, label_col=o.label, label_delim=o.label_delim)
     with rank0_first():
-        df    = read_table(o.file)
-        tests = labelled_rows(o.test, **columns) if o.test else None
+        df,tests = read_table(o.file),labelled_rows(o.test, **columns) if o.test else None
         ulmfit = _new_ulmfit(o, df, columns)
     print(str(ulmfit.dls).removeprefix('UlmfitDls: '))
     if o.test: label_targets(tests[o.label], ulmfit.dls.classes, ulmfit.dls.multi, o.label_delim)   # raises for unknown labels
@@ -393,7 +392,10 @@ def _pretrain_side(o, backwards, minutes):
 
 def _pretrain(o, sides):
     from ulmfit_ext.callback.ranks import on_rank0
+<<<<<<< ours
     from ulmfit_ext.text.corpus import kept_subwords
+=======
+>>>>>>> theirs
     from ulmfit_ext.weights import known_words
     if o.pretrained: known_words(o.pretrained, sides)   # raises, better now than after the first direction
     if o.subwords: o.lang = on_rank0(kept_subwords)(o.corpus, o.out, o.subwords, o.lang or 'en', o.text, o.docs)

@@ -96,6 +96,7 @@ def rank0_first():
         raise
     if not rank: _pass_on(None)
 
+# %% ../../nbs/09_callback.ranks.ipynb #d5993e17
 def on_rank0(
     f, # A function, of which all ranks get what it returns on rank 0
 ):
@@ -257,17 +258,8 @@ class Ranks(GivesBack):
         for cb in self.learn.cbs:
             if isinstance(cb, ProgressCallback): cb.run = False
 
-    def before_train(self):
-        if n_ranks()==1: return
-        self.share(equal=True)
-        if hasattr(self.learn, 'recorder'): self.recorder.smooth_loss.accumulate = partial(_accumulate_alone, self.recorder.smooth_loss)
-        if rank_distrib(): torch.manual_seed(torch.randint(2**62, (1,)).item() + rank_distrib()) # dropout of its own
     def before_validate(self):
         if n_ranks()>1: self.share(equal=False)
-    def after_loss(self):
-        if n_ranks()==1 or not is_fitting(self.learn) or not len(self.yb): return
-        mean = sum_ranks(self.learn.loss.detach().as_subclass(Tensor).clone())/n_ranks()
-        self.learn.loss = mean if self.training else torch.where(mean.isfinite(), self.learn.loss, mean)
     def before_step(self):
         if n_ranks()>1: mean_gradients(self.learn.model)
 
@@ -279,9 +271,8 @@ class Ranks(GivesBack):
     def after_fit(self):
         if is_fitting(self.learn): self.give_back()
 
-    _docs = dict(before_fit="Begin with the weights of rank 0", before_train="Read this rank's part, with a dropout of its own",
-                 before_validate="Read this rank's part",
-                 after_loss="Note the mean; a loss that is no number on one rank is none on any", before_step="Take the mean of the gradients",
+    _docs = dict(before_fit="Begin with the weights of rank 0", before_validate="Read this rank's part",
+                 before_step="Take the mean of the gradients",
                  give_back="The loaders read everything again", after_fit="The same")
 
 # %% ../../nbs/09_callback.ranks.ipynb #e4f025f6
@@ -308,6 +299,29 @@ def unshare(self:Ranks):
     if self.learn is None: return
     vars(self.learn).pop('to_detach', None)
     if self.parts: self.learn.to_detach = partial(_to_detach, self.shared) # it was a validation in between
+
+# %% ../../nbs/09_callback.ranks.ipynb #4199b77c
+@patch
+def before_train(self:Ranks):
+    "Read this rank's part"
+    if n_ranks()==1: return
+    self.share(equal=True)
+    self.seed = agreed(torch.initial_seed())
+    smooth = self.recorder.smooth_loss if hasattr(self.learn, 'recorder') else None
+    if smooth: smooth.accumulate = partial(_accumulate_alone, smooth)
+
+@patch
+def before_batch(self:Ranks):
+    "Draw a dropout of its own on each rank; which, is a function of seed, epoch and batch, so that nothing has to be restored"
+    if n_ranks()==1 or not (self.training and is_fitting(self.learn)): return
+    if rank := rank_distrib(): torch.manual_seed(abs(hash((self.seed, self.epoch, self.iter, rank))))
+
+@patch
+def after_loss(self:Ranks):
+    "Let the others see the mean; a loss that is no number on one rank is none on any"
+    if n_ranks()==1 or not is_fitting(self.learn) or not len(self.yb): return
+    mean = sum_ranks(self.learn.loss.detach().as_subclass(Tensor).clone())/n_ranks()
+    self.learn.loss = mean if self.training else torch.where(mean.isfinite(), self.learn.loss, mean)
 
 @patch
 def after_train(self:Ranks):

@@ -311,6 +311,7 @@ def get_idxs(self:LMLoader):
         self.row = TokenRow(self.ids, self.starts, docs, self.backwards)
     return range(self.n_batches)
 
+# %% ../../nbs/14_text.loaders.ipynb #6013461a
 @patch
 def create_batches(self:LMLoader, samps):
     for i in samps:
