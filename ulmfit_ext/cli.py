@@ -392,10 +392,7 @@ def _pretrain_side(o, backwards, minutes):
 
 def _pretrain(o, sides):
     from ulmfit_ext.callback.ranks import on_rank0
-<<<<<<< ours
     from ulmfit_ext.text.corpus import kept_subwords
-=======
->>>>>>> theirs
     from ulmfit_ext.weights import known_words
     if o.pretrained: known_words(o.pretrained, sides)   # raises, better now than after the first direction
     if o.subwords: o.lang = on_rank0(kept_subwords)(o.corpus, o.out, o.subwords, o.lang or 'en', o.text, o.docs)
