@@ -61,7 +61,7 @@ def fit_recipe(
 ):
     "Train `learn`, and keep the weights of its best epoch. Raises `NotFiniteError` where the loss is no number"
     n_epoch = ifnone(n_epoch, epochs_for(len(learn.dls.train_ds)))
-    cbs = L(cbs) + L(StopOnNaN(), KeepBest() if len(learn.dls.valid_ds) else None)
+    cbs = L(cbs) + L(StopOnNaN()) + L(KeepBest() if len(learn.dls.valid_ds) else None)
     if recipe.gradual:
         return learn.fit_gradual(n_epoch, recipe.lr_max, recipe.factor, epochs_per_stage=recipe.epochs_per_stage, wd=wd, cbs=cbs)
     learn.unfreeze()
