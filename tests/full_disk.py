@@ -125,24 +125,23 @@ def campaign(job, every=1, most=10_000):
             n += every
         return rows
 
-def tmpfs_campaign(job, step=2**15):
-    "The same in a file system of 64 KB, 96 KB, …; it grows when the run has ended"
+def tmpfs_campaign(job, every=1):
+    "The same in a file system of 4 KB, 8 KB, …; it grows when the run has ended, and then the run goes on"
     place,rows = Path(tempfile.mkdtemp()),[]
     with tempfile.TemporaryDirectory() as tmp:
         if job in ('predict','save'): model()
-        want,size = in_a_fork(jobs[job], Path(tmp)/'want').get('made'),2**16
+        want,size = in_a_fork(jobs[job], Path(tmp)/'want').get('made'),2**12
         while True:
             subprocess.run(['mount','-t','tmpfs','-o',f'size={size}','tmpfs',place], check=True)
             try:
                 res = in_a_fork(jobs[job], place/'x')
-                if 'made' in res and size>2**22: break
                 subprocess.run(['mount','-o','remount,size=64m',place], check=True)
                 end = f"{res['error']}: {res['said']}" if 'error' in res else 'went on without, or had room'
                 rows.append((size, end, faults_of(job, res, place/'x', want)))
                 print(f'{job} {size>>10} KB: {rows[-1][1][:150]}', *rows[-1][2], sep='\n   FAULT ', flush=True)
                 if 'made' in res: break
             finally: subprocess.run(['umount', place])
-            size += step
+            size += 2**12*every
     place.rmdir()
     return rows
 
@@ -165,7 +164,7 @@ if __name__=='__main__':
     if a.memory:
         print(f'{memory():.1f} MB after 50,000 texts')
         sys.exit()
-    rows = [o for job in a.jobs or jobs for o in (tmpfs_campaign(job) if a.tmpfs else campaign(job, a.every))]
+    rows = [o for job in a.jobs or jobs for o in (tmpfs_campaign(job, a.every) if a.tmpfs else campaign(job, a.every))]
     bad  = sum(bool(o[2]) for o in rows)
     print(f'{len(rows)} places where the disk was full, {bad} faults')
     sys.exit(bool(bad))

@@ -470,7 +470,8 @@ def summary(counts, failures, n, seed, took):
                 by_folder=_by(0,4), by_change=_by(3,4), another=dict(another.most_common()), failures=failures, counts=counts)
 
 def main(n, seed, out, only):
-    with tempfile.TemporaryDirectory(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None) as tmp:
+    memory = '/dev/shm' if os.access('/dev/shm', os.W_OK) and 'TMPDIR' not in os.environ else None # faster than a disk
+    with tempfile.TemporaryDirectory(dir=memory) as tmp:
         campaign = Campaign(tmp, seed)
         if only is not None:
             print(*next(campaign.run(only, only+1))[1], sep='\n')
@@ -479,6 +480,7 @@ def main(n, seed, out, only):
         if was.get('seed')!=seed: was = {}
         first,counts,failures,took,began = was.get('n', 0),Counter(was.get('counts', {})),was.get('failures', []),60*was.get('minutes', 0),time.time()
         for i,(name,fits,file,change,res,said) in campaign.run(first, n):
+            if not os.path.isdir(tmp): sys.exit(f'{tmp} was removed by somebody: start again')
             counts[json.dumps([name, fits, file, change, res])] += 1
             if bad(name, fits, file, res) and len(failures)<200: failures.append([i, name, fits, file, change, res, said])
             if bad(name, fits, file, res): print(f'{i}: {name}, {file}, {change}, made to fit: {fits}: {res} {said[-300:]}', flush=True)
