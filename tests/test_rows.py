@@ -147,6 +147,17 @@ def test_tables_come_back_as_they_were_written(df, fmt, gz):
         elif fmt=='.parquet': assert have==want or have==[None if o is None else str(o) for o in want]
         else: assert have==[None if o in (None,'') else str(o) for o in want]
 
+odd_cells = st.recursive(st.one_of(cells, st.binary(max_size=4), st.dates(), st.datetimes(), st.decimals(allow_nan=False), st.just(float('nan')), st.just(pd.NA), st.just(pd.NaT)),
+                         lambda o: st.one_of(st.lists(o, max_size=3), st.dictionaries(texts(True), o, max_size=2), st.lists(o, max_size=2).map(tuple), st.lists(st.integers(-9, 9), max_size=2).map(np.array)), max_leaves=5)
+
+@prop(80, column=st.lists(odd_cells, min_size=1, max_size=4), fmt=st.sampled_from(['.csv','.jsonl','.parquet']))
+def test_any_cell_can_be_written(column, fmt):
+    "Whatever the columns hold that only go through: no error after the work, and no row more or less"
+    df = pd.DataFrame(dict(text='a', x=pd.Series(column, dtype=object)))
+    with tempfile.TemporaryDirectory() as d:
+        write_table(df, Path(d)/f'x{fmt}', fmt)
+        assert read_table(Path(d)/f'x{fmt}').text.tolist()==['a']*len(df)
+
 @prop(80, rows=st.lists(st.lists(texts().map(lambda t: t.replace('\r', ' ')), unique=True, max_size=4), min_size=1, max_size=5), delim=st.sampled_from([',',';','|',' / ','\t']))
 def test_several_labels_come_back(rows, delim):
     "None of them too; where they could not be told apart, that is said before the work"

@@ -74,7 +74,9 @@ def baseline_scores(
     def _rows(idxs): return _texts(df.iloc[idxs]),[dls.y[i] for i in idxs]
     model = BagOfWords.fit(*_rows(dls.train_idx), max_terms=None)
     sets  = [_rows(dls.valid_idx)]
-    if tests is not None: sets.append((_texts(tests), read_labels(tests[label_col])[0]))
+    if tests is not None:
+        targs = label_targets(tests[label_col], dls.classes)   # read as the model's are
+        sets.append((_texts(tests), [dls.classes[i] for i in targs]))
     res = []
     for texts,labels in sets:
         preds = np.asarray(model.predict(texts))

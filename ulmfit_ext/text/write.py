@@ -6,7 +6,7 @@
 __all__ = ['table_formats', 'new_file', 'write_table', 'table_writer', 'check_delim']
 
 # %% ../../nbs/16_text.write.ipynb #dba04b34
-import csv,gzip,importlib.util,json,sys
+import csv,gzip,importlib.util,io,json,sys
 import numpy as np,pandas as pd
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +32,26 @@ def new_file(
         raise UlmfitError(f'cannot write {path} ({e.strerror or e}): choose another path, or make room') from None
 
 # %% ../../nbs/16_text.write.ipynb #5e2e218e
+def _as_utf8(t): return t.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+
+def _plain(cell):
+    "`cell` as JSON has it: nothing for what is missing, lists for arrays, numbers of Python's, strings for others"
+    if hasattr(cell, 'tolist'): cell = cell.tolist() # NumPy's
+    if is_many(cell): return [_plain(o) for o in cell]
+    if isinstance(cell, dict): return {_as_utf8(str(k)): _plain(o) for k,o in cell.items()}
+    if isinstance(cell, (str,bytes)): return _as_utf8(as_text(cell) if isinstance(cell, bytes) else cell)
+    if isinstance(cell, (bool,int)): return cell
+    if cell is None or cell is pd.NA or cell!=cell: return None
+    return cell if isinstance(cell, float) else cell.isoformat() if hasattr(cell, 'isoformat') else str(cell)
+
+def _to_json(o): return json.dumps(o, ensure_ascii=False, separators=(',',':'))
+
 def _writable(cell, label_delim):
     "`cell` as a file can hold it; `label_delim` joins a list, None leaves it a list"
-    if label_delim and isinstance(cell, (list,tuple)): cell = label_delim.join(map(str, cell)) or label_delim
-    if isinstance(cell, str): return cell.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-    return cell
+    if label_delim and is_many(cell): cell = label_delim.join(map(str, cell)) or label_delim
+    if label_delim and isinstance(cell, dict): cell = _to_json(_plain(cell))
+    if label_delim and isinstance(cell, bytes): cell = as_text(cell)
+    return _as_utf8(cell) if isinstance(cell, str) else cell
 
 def _writable_column(column, label_delim):
     "`column` with each cell as a file can hold it"
@@ -48,11 +63,11 @@ def _writable_column(column, label_delim):
 # %% ../../nbs/16_text.write.ipynb #6ee914f6
 def _parquet_column(column):
     "`column`, as strings where Parquet has no type for all that it holds"
-    import pyarrow
+    from pyarrow import Table,parquet
     if column.dtype!=object: return column
-    try: pyarrow.array(column, from_pandas=True)
+    try: parquet.write_table(Table.from_pandas(column.to_frame('x'))[:0], io.BytesIO())
     except (ValueError,TypeError,OverflowError,NotImplementedError):
-        return column.map(str, na_action='ignore')
+        return pd.Series([None if _plain(o) is None else str(o) for o in column.tolist()], column.index)
     return column
 
 # %% ../../nbs/16_text.write.ipynb #c3f3b6c5
@@ -61,20 +76,10 @@ def _write_csv(df, path, sep, compression):
     quoting = csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL
     df.to_csv(path, index=False, sep=sep, quoting=quoting, compression=compression, encoding='utf-8', lineterminator='\n')
 
-def _plain(cell):
-    "`cell` as JSON has it: nothing for what is missing, lists for arrays, numbers of Python's, strings for others"
-    if hasattr(cell, 'tolist'): cell = cell.tolist() # NumPy's
-    if isinstance(cell, (list,tuple)): return [_plain(o) for o in cell]
-    if isinstance(cell, dict): return {str(k): _plain(o) for k,o in cell.items()}
-    if isinstance(cell, (str,bool,int)): return cell
-    if cell is None or cell is pd.NA or cell!=cell: return None
-    return cell if isinstance(cell, float) else cell.isoformat() if hasattr(cell, 'isoformat') else str(cell)
-
 def _write_jsonl(df, path, gz):
     def _short(o): return float(str(np.float32(o)))
     columns = [map(_plain, df[c].map(_short) if df[c].dtype=='float32' else df[c]) for c in df]
-    to_json = json.JSONEncoder(ensure_ascii=False, separators=(',',':')).encode
-    lines   = (to_json(dict(zip(df.columns, row)))+'\n' for row in zip(*columns))
+    lines = (_to_json(dict(zip(df.columns, row)))+'\n' for row in zip(*columns))
     if hasattr(path, 'write'): return path.writelines(lines)
     with (gzip.open if gz else open)(path, 'wt', encoding='utf-8', newline='\n') as f: f.writelines(lines)
 
