@@ -2,7 +2,8 @@
 
     python tests/versions.py lowest nbs/experiments/reliability/versions.json
 
-`lowest` is a name for the environment; an entry of that name is replaced. With files of `pytest --junitxml` after it nothing is run: they are added up.
+`lowest` is a name for the environment; an entry of that name is replaced. With files of `pytest --junitxml` after it nothing is run: they are added up,
+and `files` says which test files that is.
 """
 import json,platform,re,subprocess,sys,tempfile
 from importlib.metadata import version
@@ -13,7 +14,9 @@ from lowest import requirements
 def outcomes(files):
     "How many tests passed, failed and were skipped, which failed, and why how many were skipped, from files of `pytest --junitxml`"
     res = dict(passed=0, failed=0, skipped=0, failures=[], reasons={})
-    for case in (o for f in files for o in ElementTree.parse(f).iter('testcase')):
+    cases = [o for f in files for o in ElementTree.parse(f).iter('testcase')]
+    res['files'] = sorted({o.get('classname').split('.')[-1] for o in cases})
+    for case in cases:
         skipped = case.find('skipped')
         if skipped is not None:
             res['skipped'] += 1
