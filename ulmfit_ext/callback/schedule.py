@@ -132,8 +132,7 @@ def fit_stlr(self:Learner,
 @docs
 class TimeBudget(GivesBack, STLR):
     "Train for `minutes` with a slanted triangle over the time, then end the epoch and the fit; or over the epochs, if they end before"
-    cut,_stateattrs = None,('cut',)
-    changes_freely = 'minutes','elapsed' # `Resume` goes on with the time there was
+    cut,_stateattrs,changes_freely = None,('cut',),('minutes','elapsed') # `Resume` goes on with the time there was
     def __init__(self,
         minutes:float, # How long to train
         cut_frac:float=0.1, # Fraction of the time in which the rate climbs
