@@ -35,7 +35,7 @@ def prop(n, **kwargs):
 def report():
     yield
     if out := os.environ.get('ROWS_JSON'):
-        said = dict(examples=dict(sorted(tried.items())), total=sum(tried.values()), hypothesis=hypothesis.__version__,
+        said = dict(command=f'ROWS_EXAMPLES={many} pytest tests/test_rows.py', examples=dict(sorted(tried.items())), total=sum(tried.values()), hypothesis=hypothesis.__version__,
                     pandas=pd.__version__, python=platform.python_version())
         Path(out).write_text(json.dumps(said, indent=1)+'\n')
 

@@ -80,8 +80,7 @@ def _holds_rows(row, known, sep):
         # of each line: the column where it begins, its fields, how many fields a row would have there
         parts = [(k, first, n-k), *[(0, o, n) for o in middle], (0, last, k+1)]
         for at,fields,wanted in parts:
-            same = [i for i,o in enumerate(fields, at) if i!=k and i<n and o in known[i]]
-            if len(fields)==wanted>1 and same: return True
+            if len(fields)==wanted>1 and any(i!=k and o in known[i] for i,o in enumerate(fields, at)): return True
     return False
 
 def _warn_of_swallowed(rows, n, sep):

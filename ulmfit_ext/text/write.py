@@ -32,7 +32,7 @@ def new_file(
         raise UlmfitError(f'cannot write {path} ({e.strerror or e}): choose another path, or make room') from None
 
 # %% ../../nbs/16_text.write.ipynb #5e2e218e
-def _as_utf8(t): return t.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+def _as_utf8(t): return t if t.isascii() else t.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 def _plain(cell):
     "`cell` as JSON has it: nothing for what is missing, lists for arrays, numbers of Python's, strings for others"
