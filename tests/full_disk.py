@@ -156,11 +156,12 @@ def memory(n=50_000):
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('jobs', nargs='*', choices=list(jobs), help='which; none: all')
+    p.add_argument('jobs', nargs='*', help=f'some of {", ".join(jobs)}; none: all')
     p.add_argument('--every', type=int, default=1)
     p.add_argument('--tmpfs', action='store_true')
     p.add_argument('--memory', action='store_true')
     a = p.parse_args()
+    if unknown := set(a.jobs)-set(jobs): p.error(f'there is no job {unknown.pop()!r}')
     if a.memory:
         print(f'{memory():.1f} MB after 50,000 texts')
         sys.exit()

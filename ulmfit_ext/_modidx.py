@@ -1420,7 +1420,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'ulmfit_ext.text.tokens._spacy_version': ( 'text.tokens.html#_spacy_version',
                                                                                    'ulmfit_ext/text/tokens.py'),
                                         'ulmfit_ext.text.tokens._unescape': ('text.tokens.html#_unescape', 'ulmfit_ext/text/tokens.py'),
-                                        'ulmfit_ext.text.tokens._words': ('text.tokens.html#_words', 'ulmfit_ext/text/tokens.py'),
                                         'ulmfit_ext.text.tokens.add_bos': ('text.tokens.html#add_bos', 'ulmfit_ext/text/tokens.py'),
                                         'ulmfit_ext.text.tokens.as_tokenizer': ( 'text.tokens.html#as_tokenizer',
                                                                                  'ulmfit_ext/text/tokens.py'),

@@ -200,7 +200,6 @@ class Words(_Tokenizer):
             if known is None: known,seen = self._remember(chunk),self.seen
             tokens += known
         return tokens
-
     def _ask(self, t):
         if self.was_locked: self.spacy,self.was_locked = _spacy_tokenizer(self.code, self.segmenter),False # forked from one at work
         with self.lock, self.spacy.vocab.memory_zone(): # else spaCy keeps every string that it has ever seen
@@ -245,8 +244,7 @@ class Pieces(_Tokenizer):
         return _between_marks(t, self.sentencepiece.EncodeAsPieces)
 
 # %% ../../nbs/12_text.tokens.ipynb #f325e6dd
-@functools.lru_cache(maxsize=None)
-def _words(code, segmenter): return Words(code, segmenter)
+_words = functools.lru_cache(maxsize=None)(Words)
 
 def as_tokenizer(
     lang # 'en': words; 'zh:jieba': words of Chinese; 'th:chars': characters; 'de:FILE.model': pieces; or a tokenizer
@@ -432,9 +430,11 @@ def tokenize_unique(
     progress:bool # Show a bar where it takes more than a second or two?
 ) -> Tokens:
     "Tokenize `texts`"
-    numbers,docs = {},[]
-    for tokens in _all_tokens(as_tokenizer(lang), texts, progress):
+    numbers,docs,tok = {},[],as_tokenizer(lang)
+    tok.max_seen,tok.max_chars = 2**19,2**24 # so many texts are read once, and it pays to remember more
+    for tokens in _all_tokens(tok, texts, progress):
         docs.append(np.array([numbers.setdefault(o, len(numbers)) for o in tokens], np.int32))
+    for o in ('max_seen','max_chars'): vars(tok).pop(o, None)
     offs = np.cumsum([0, *map(len, docs)], dtype=np.int64)
     return Tokens(list(numbers), np.concatenate(docs or [np.zeros(0, np.int32)]), offs)
 
