@@ -149,6 +149,11 @@ def compare(folder, n=2, rows=16, timeout=600):
         table[name] = row
     return table,one,several,runs[n][1]
 
+def write(found, file):
+    if file is None: return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1)+'\n')
+
 if __name__=='__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--part', type=Path, help='run one part, and write what it finds to this folder')
@@ -166,8 +171,8 @@ if __name__=='__main__':
         for name,o in table.items():
             print(f"{name:20} ranks {o['ranks_apart']:.1e}  weights {o['weights_apart']:.1e}  losses {o['losses_apart']:.1e}  "
                   f"valid {o['valid_loss'][0]:.4f} {o['valid_loss'][1]:.4f}", flush=True)
-        sample = compare_sample(Path(tmp), args.seeds)
-        for name,o in sample.items(): print(f'sample texts, {name}: {o}')
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(dict(stages=table, with_dropout=sample), indent=1)+'\n')
+        found = dict(stages=table)
+        write(found, args.out)
+        if args.seeds: found['with dropout'] = compare_sample(Path(tmp), args.seeds)
+    for name,o in found.get('with dropout', {}).items(): print(f'sample texts, {name}: {o}')
+    write(found, args.out)

@@ -318,6 +318,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'ulmfit_ext/callback/ranks.py'),
                                            'ulmfit_ext.callback.ranks._own_idxs': ( 'callback.ranks.html#_own_idxs',
                                                                                     'ulmfit_ext/callback/ranks.py'),
+                                           'ulmfit_ext.callback.ranks._part': ('callback.ranks.html#_part', 'ulmfit_ext/callback/ranks.py'),
                                            'ulmfit_ext.callback.ranks._pass_on': ( 'callback.ranks.html#_pass_on',
                                                                                    'ulmfit_ext/callback/ranks.py'),
                                            'ulmfit_ext.callback.ranks._sum_metrics': ( 'callback.ranks.html#_sum_metrics',

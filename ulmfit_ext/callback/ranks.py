@@ -8,7 +8,7 @@ __all__ = ['n_ranks', 'join_ranks', 'OtherRankError', 'sum_ranks', 'agreed', 'al
 
 # %% ../../nbs/09_callback.ranks.ipynb #08dbfcbc
 from fastai.text.all import *
-import os,random,time
+import atexit,os,random,time
 import torch.distributed as dist
 from contextlib import contextmanager,redirect_stdout,suppress
 from datetime import timedelta
@@ -28,11 +28,16 @@ def join_ranks() -> int: # The rank of this process; 0 without a launcher
     if n==1 or dist.is_initialized(): return rank
     gpus,here = torch.cuda.device_count(),int(os.environ.get('LOCAL_WORLD_SIZE', n)) # ranks on this machine
     if gpus: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', rank)) % gpus)
-    try: dist.init_process_group('cpu:gloo,cuda:nccl' if gpus>=here else 'gloo', timeout=timedelta(days=1)) # a corpus may take hours
+    backend = 'cpu:gloo,cuda:nccl' if gpus>=here else 'gloo'
+    try: dist.init_process_group(backend, timeout=timedelta(days=1)) # a corpus may take hours
     except (ValueError,RuntimeError) as e:
         raise UlmfitError(f"WORLD_SIZE says that there are {n} processes, and they cannot be reached ({_first_line(e)}): "
                           "start them with `torchrun`, or unset WORLD_SIZE") from e
+    if backend=='gloo': atexit.register(_part) # else its threads may abort a process that ends
     return rank
+
+def _part():
+    if dist.is_initialized(): dist.destroy_process_group()
 
 def _first_line(e): return str(e).strip().partition('\n')[0][:200]
 
