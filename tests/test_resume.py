@@ -9,6 +9,7 @@ from made_up import make_df
 from ulmfit_ext.callback.resume import Resume
 from ulmfit_ext.callback.steady import KeepBest
 from ulmfit_ext.core import *
+from ulmfit_ext.runs import *
 from ulmfit_ext.checkpoint import *
 from ulmfit_ext.pipeline import ULMFiT
 
