@@ -73,10 +73,11 @@ def stock_error(ulmfit, lm, test, side):
     return round(float((np.array(learn.dls.vocab[1])[preds.numpy()]!=test.label.to_numpy()).mean()), 4)
 
 def one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16):
-    path = work/f'run-{name}-{len(labelled)}-{seed}-{method}'
+    path = work/f"run-{name}-{len(labelled)}-{seed}-{method.removesuffix(', all labels')}"
     kwargs = dict(lang=lang, seed=seed, directions='both')
-    if method=='semi-supervised':
-        return answers(ULMFiT.from_df(labelled, path, lm, **kwargs).fit_classifier(bf16=bf16), test)
+    if method.startswith('semi-supervised'):
+        ulmfit = ULMFiT.from_df(labelled, path, lm, **kwargs).fit_classifier(bf16=bf16)
+        return answers(ulmfit.refit() if method.endswith('all labels') else ulmfit, test)
     if method=='paper':
         return answers(ULMFiT.from_df(labelled, path, lm, bs=64, **kwargs).fit_classifier(8, 0.01, bf16=bf16), test)
     if method=='supervised':
@@ -92,7 +93,7 @@ def main(
     name:Annotated[str, typer.Argument(help='trec6, imdb or germeval')],
     labels:Annotated[list[int], typer.Option(help='Numbers of labels')]=[100],
     seeds:Annotated[int, typer.Option(help='How many')]=3,
-    methods:Annotated[list[str], typer.Option(help='TF-IDF, semi-supervised, supervised, paper, stock, from nothing')]=['TF-IDF','semi-supervised'],
+    methods:Annotated[list[str], typer.Option(help='TF-IDF, semi-supervised, "semi-supervised, all labels", supervised, paper, stock, from nothing')]=['TF-IDF','semi-supervised','semi-supervised, all labels'],
     pretrained:Annotated[str, typer.Option(help='Weights to start from; if not given, base, or de for German')]='',
     unlabelled:Annotated[int, typer.Option(help='IMDb: so many training reviews for stage two, and none of the others')]=0,
     minutes:Annotated[float, typer.Option(help='Of stage two, for each direction; 0: as long as it takes')]=0.,
@@ -111,7 +112,7 @@ def main(
             for method in methods:
                 key = dict(set=name, labels=n, seed=seed, method=method, pretrained=pretrained, texts=len(texts))
                 if any(all(o.get(k)==v for k,v in key.items()) for o in made): continue
-                lm = stage_two(name, texts, pretrained, lang, work, bf16, minutes or None) if method in ('semi-supervised','paper','stock') else None
+                lm = stage_two(name, texts, pretrained, lang, work, bf16, minutes or None) if method.startswith(('semi-supervised','paper','stock')) else None
                 began  = time.time()
                 errors = one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16)
                 row = dict(key, errors=errors, test=len(test), minutes=round((time.time()-began)/60, 2), bf16=bf16, threads=torch.get_num_threads(),
