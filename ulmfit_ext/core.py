@@ -126,7 +126,7 @@ def temporary_name(
 def atomic_write(
     path:str|Path # The file to write, its folder made where missing
 ):
-    "Yield a temporary `Path` beside `path`; it becomes `path`, on the disk itself, if the block succeeds, and is removed if it fails"
+    "Yield a temporary `Path`; it becomes `path`, on the disk itself, if the block succeeds, and is removed if it fails"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = temporary_name(path)
@@ -179,7 +179,7 @@ def _is_alive(pid):
     return True
 
 def _is_left_over(path):
-    "Was `path` left by a process that is dead? After a day this is taken for granted, as another process may have its number by then"
+    "Was `path` left by a process that is dead? After a day surely: another process may have its number by then"
     found = re.fullmatch(r'\..+-(\d+)-[0-9a-f]{8}(\..*)?', path.name)
     if not found: return False
     try: since = path.stat().st_mtime
@@ -190,9 +190,10 @@ def _is_left_over(path):
 def sweep(
     folder:Path, # Where runs write, also to folders in it and in those
 ):
-    "Remove what runs that were killed left half-written; a folder that was moved aside for a new one goes back where that is not there"
+    "Remove what killed runs left half-written; a folder that was moved aside for a new one that is missing goes back"
     for o in [o for pattern in ('.*', '*/.*', '*/*/.*') for o in folder.glob(pattern) if _is_left_over(o)]:
-        if o.suffix=='.old' and not (whole := o.with_name(o.name[1:].rsplit('-', 2)[0])).exists(): o.rename(whole)
+        whole = o.with_name(o.name[1:].rsplit('-', 2)[0])
+        if o.suffix=='.old' and not whole.exists(): o.rename(whole)
         elif o.is_dir(): shutil.rmtree(o, ignore_errors=True)
         else:
             try: o.unlink(missing_ok=True)
@@ -203,7 +204,7 @@ def sweep(
 def run_lock(
     folder, # Where a run writes; made where missing
 ):
-    "A context in which no other process may run in `folder`; what dead ones left is swept first. Raises `UlmfitError` where another one is there"
+    "A context in which no other process may run in `folder`, swept first. Raises `UlmfitError` where another one does"
     from filelock import FileLock,Timeout
     folder = Path(folder).resolve()
     make_dir(folder)
@@ -213,7 +214,8 @@ def run_lock(
     lock = FileLock(folder/'.lock', timeout=3, thread_local=False, is_singleton=True)
     try: lock.acquire()
     except Timeout:
-        raise UlmfitError(f"another run is at work in {folder}: wait until it has ended, or give another folder") from None
+        said = f"another run is at work in {folder}: wait until it has ended, or give another folder"
+        raise UlmfitError(said) from None
     except OSError as e:
         raise UlmfitError(f"cannot write to '{folder}' ({e.strerror or e}): pass a path that you can write to") from None
     try:
