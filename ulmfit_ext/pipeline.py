@@ -147,7 +147,7 @@ def _from_disk(self:ULMFiT, kind, side, settings, read):
 def _to_disk(self:ULMFiT, kind, side, settings, learn, write):
     "Save what `write` writes to a folder as the piece with `settings`, with a loss curve"
     def _write(folder):
-        if learn.recorder.losses: save_figure(loss_curve(learn), folder/_picture) # else there was no time for a step
+        if learn.recorder.losses: save_figure(loss_curve(learn), folder/_picture) # there was time for a step
         return write(folder)
     self._show_curve(save_piece(self.path/kind, side, settings, _write), kind, side)
 
@@ -260,7 +260,7 @@ def _train_classifier(self:ULMFiT, side, settings, recipe, wd, cbs, bf16, **kwar
     def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
     with unfinished(self.path, f'classifier-{side}', settings) as folder:
         cbs = _all_cbs(learn, cbs, bf16, CountWork(self.plan, job), Resume(folder/'fit', keep=True))
-        n_epoch = noted(folder/'n_epoch.json', lambda: self.plan.fit_epochs(job)) # if it goes on, it may have another time
+        n_epoch = noted(folder/'n_epoch.json', lambda: self.plan.fit_epochs(job)) # later there may be other time
         job.costs = job.costs[:n_epoch]
         fit_recipe(learn, recipe, n_epoch, wd, cbs)
         self._to_disk('classifier', side, settings, learn, _write)
@@ -301,7 +301,8 @@ def _best_recipe(self:ULMFiT, common):
     if table is None:
         untried = pd.DataFrame(dict(recipe=['together'], valid_loss=[math.nan])).set_index('recipe')
         with unfinished(self.path, f'recipe-{side}', settings) as begun:
-            table = self._try_recipes(side, splits, begun, **common) if self.plan.has_time_for_trials() else untried
+            is_time = self.plan.has_time_for_trials()
+            table = self._try_recipes(side, splits, begun, **common) if is_time else untried
             save_piece(self.path/'recipe', side, settings, lambda folder: table.to_csv(folder/'trials.csv'))
     if len(table)==1: print(f'Recipe: {table.index[0]}, as there is no time for trials')
     else: print('Recipe: ' + ', '.join(f"{o.Index} (loss {o.valid_loss:.3f})" for o in table.itertuples()) + '; the first is taken')
