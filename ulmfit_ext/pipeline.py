@@ -152,7 +152,7 @@ def _from_disk(self:ULMFiT, kind, side, settings, read):
 def _to_disk(self:ULMFiT, kind, side, settings, learn, write):
     "Save what `write` writes to a folder as the piece with `settings`, with a loss curve"
     def _write(folder):
-        if learn.recorder.losses: save_figure(loss_curve(learn), folder/_picture) # else there was no time for a step
+        if learn.recorder.losses: save_figure(loss_curve(learn), folder/_picture) # there was time for a step
         return write(folder)
     self._show_curve(save_piece(self.path/kind, side, settings, _write), kind, side)
 
@@ -276,7 +276,7 @@ def _train_classifier(self:ULMFiT, learn, kind, side, settings, recipe, wd, bf16
     def _write(folder): save_weights(learn.model, folder/f'{side}.safetensors')
     with unfinished(self.path, f'{kind}-{side}', settings) as folder:
         cbs = _all_cbs(learn, cbs, bf16, CountWork(self.plan, job), Resume(folder/'fit', keep=True))
-        n_epoch = noted(folder/'n_epoch.json', lambda: self.plan.fit_epochs(job)) # if it goes on, it may have another time
+        n_epoch = noted(folder/'n_epoch.json', lambda: self.plan.fit_epochs(job)) # later there may be other time
         job.costs = job.costs[:n_epoch]
         fit_recipe(learn, recipe, n_epoch, wd, cbs)
         self._to_disk(kind, side, settings, learn, _write)
