@@ -443,7 +443,7 @@ def test_is_first(tmp_path):
 def clock(monkeypatch):
     "A clock that moves on only when it is told to"
     now = SimpleNamespace(t=1000.)
-    monkeypatch.setattr('ulmfit_ext.callback.schedule.time', SimpleNamespace(time=lambda: now.t))
+    monkeypatch.setattr(TimeBudget, 'now', staticmethod(lambda: now.t))
     return now
 
 class Limited(DataLoader):

@@ -166,7 +166,7 @@ def test_held_out_documents_stay_where_a_corpus_grows(tmp_path):
 def test_budget(dls, quiet, monkeypatch):
     "Half of the time, half of the way: the rate follows a clock, and the last epoch is cut short and validated"
     now = [0.]
-    monkeypatch.setattr('ulmfit_ext.callback.schedule.time', types.SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr(TimeBudget, 'now', staticmethod(lambda: now[0]))
     class Tick(Callback):
         order,run_valid = 1,False
         def before_batch(self): now[0] += 6.
@@ -282,7 +282,8 @@ def test_time_that_was_used_is_not_given_again(tmp_path, quiet, monkeypatch):
     class Tick(Callback):
         def after_batch(self): clock[0] += 1.
     monkeypatch.setattr(Resume, 'interval', '1 batch')
-    for module in ('callback.schedule','checkpoint','callback.resume'): monkeypatch.setattr(f'ulmfit_ext.{module}.time', types.SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(TimeBudget, 'now', staticmethod(lambda: clock[0]))
+    for module in ('checkpoint','callback.resume'): monkeypatch.setattr(f'ulmfit_ext.{module}.time', types.SimpleNamespace(time=lambda: clock[0]))
     texts,settings = table(200).text.tolist(),{**kw, 'minutes':1.}
     with pytest.raises(KeyboardInterrupt): pretrain_lm(texts, tmp_path/'cut', **settings, cbs=[Tick(), Kill(3)])
     was = clock[0]
@@ -536,7 +537,7 @@ def test_a_run_that_ended_before_it_was_saved_leaves_the_loader_whole(tmp_path, 
 
 def test_a_budget_gives_back_the_limit_that_it_found(dls, quiet, monkeypatch):
     now = [1000.]
-    monkeypatch.setattr('ulmfit_ext.callback.schedule.time', types.SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr(TimeBudget, 'now', staticmethod(lambda: now[0]))
     class Tick(Callback):
         run_valid = False
         def before_batch(self): now[0] += 6.
