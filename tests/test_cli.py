@@ -105,7 +105,7 @@ def test_train(home):
     assert {'confusion.png','lm_fwd.png','lm_bwd.png','classifier_fwd.png','classifier_bwd.png','model'} <= {o.name for o in (home/'out').iterdir()}
     assert (home/'out'/'confusion.png').read_bytes().startswith(b'\x89PNG')
     res = run(small+' --out {}', home/'reviews.csv', home/'out')
-    assert res.stdout.count('on disk')==4, 'the same line again reads what is there'
+    assert res.stdout.count('on disk')==6, 'the same line again reads what is there'
     assert '\r' not in res.stdout and '█' not in res.stdout and '\x1b' not in res.output and 'deprecated' not in res.output
     assert re.search(r'Validation, 12 texts\n +loss +accuracy +F1\nwords .*\nforward .*\nbackward .*\nboth .*\nall .*\n', res.stdout)
     assert 'Counting words: accuracy' in res.stdout and 'ounting words alone' in res.stdout
