@@ -369,7 +369,7 @@ def test_interpretation(tmp_path):
 
 @pytest.mark.parametrize('module,names', [
     ('data', 'UlmfitError TextProcessor read_table tokenize_once LMLoader Corpus TextStream held_out tokenize_corpus train_subwords'),
-    ('lm', 'bfloat16 Checkpoints finetune_lm load_lm match_vocab pretrain_lm save_lm TimeBudget')])
+    ('lm', 'bfloat16 CorpusParts finetune_lm load_lm match_vocab pretrain_lm save_lm TimeBudget')])
 def test_names_are_where_they_once_were(module, names):
     "They moved to rooms of their own, and can still be imported from here"
     import importlib
