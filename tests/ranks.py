@@ -72,7 +72,7 @@ def part(folder, rows):
     found['losses that are no number'] = nan.seen
     keep("fastai's DDP", fit_with_ddp(rank, n_ranks()))
     ulmfit = ULMFiT.from_df(df, folder/'ulmfit', pretrained=None, config=size, bs=rows, bptt=10, seed=0, min_freq=1, directions='bwd')
-    ulmfit.fit(dict(n_epoch=1), dict(n_epoch=2, recipe='gradual'))
+    ulmfit.fit(dict(n_epoch=1), dict(n_epoch=2, recipe='gradual'), refit=False)
     keep('ULMFiT, language model', ulmfit.lms['bwd'])
     keep('ULMFiT, classifier', ulmfit.learns['bwd'])
     if not rank: found['accuracy'] = float(ulmfit.validate().accuracy['all'])

@@ -103,7 +103,7 @@ def test_estimates_in_a_file(make, clock, capsys):
     steps = [l for l in out.splitlines() if l.startswith('about')]
     assert float(said[0][0])==pytest.approx(u.plan.spent/60, rel=.3), out
     assert re.fullmatch(r'language models \d+, trials \d+, classifiers <?\d+', said[0][1])
-    assert len(steps) in (4,5), steps # ten steps, backward, trials, classifiers
+    assert len(steps) in (5,6), steps # ten steps, backward, trials, classifiers, those of all labels
     assert '\r' not in out and '\x1b' not in out
 
 def test_losses_are_plain_lines(make, clock, capsys):

@@ -97,10 +97,13 @@ def seconds(self:Plan,
     return total if limited else agreed(total) # decisions are made without limits, and alike on all ranks
 
 # %% ../nbs/39_progress.ipynb #7da1dc4b
+_kinds = 'language models','trials','classifiers' # in this order
+
 @patch
 def estimate(self:Plan) -> str: # Empty where the speed is not known, or nothing is left
     "How long the rest takes, as a sentence"
-    kinds = dict.fromkeys(o.kind for o in self.jobs.values() if o.left)
+    left  = [o.kind for o in self.jobs.values() if o.left]
+    kinds = [k for k in dict.fromkeys([*_kinds, *left]) if k in left]
     parts = {k: self.seconds(k) for k in kinds}
     if not parts or None in parts.values(): return ''
     if sum(parts.values())<60: return 'less than a minute left'
