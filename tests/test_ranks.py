@@ -25,7 +25,7 @@ def test_as_one_process_with_the_double_batch(runs, stage):
 
 @pytest.mark.parametrize('stage', ['lm, dropout', 'classifier, dropout'])
 def test_with_dropout(runs, stage):
-    "With dropout, which each rank draws for itself, the weights differ and the losses are alike"
+    "With dropout, of which the texts of one rank have the same as those of the other, the weights differ and the losses are alike"
     row = runs[0][stage]
     one,two = row['valid_loss']
     assert row['weights_apart']>1e-4 and abs(one-two)<0.05

@@ -280,8 +280,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'ulmfit_ext/callback/ranks.py'),
                                            'ulmfit_ext.callback.ranks.Ranks.after_validate': ( 'callback.ranks.html#ranks.after_validate',
                                                                                                'ulmfit_ext/callback/ranks.py'),
-                                           'ulmfit_ext.callback.ranks.Ranks.before_batch': ( 'callback.ranks.html#ranks.before_batch',
-                                                                                             'ulmfit_ext/callback/ranks.py'),
                                            'ulmfit_ext.callback.ranks.Ranks.before_fit': ( 'callback.ranks.html#ranks.before_fit',
                                                                                            'ulmfit_ext/callback/ranks.py'),
                                            'ulmfit_ext.callback.ranks.Ranks.before_step': ( 'callback.ranks.html#ranks.before_step',

@@ -308,18 +308,13 @@ def unshare(self:Ranks):
 # %% ../../nbs/09_callback.ranks.ipynb #4199b77c
 @patch
 def before_train(self:Ranks):
-    "Read this rank's part"
+    "Read this rank's part, with the dropout of all"
     if n_ranks()==1: return
     self.share(equal=True)
-    self.seed = agreed(torch.initial_seed())
+    torch.set_rng_state(agreed(torch.get_rng_state()))
+    if one_param(self.model).is_cuda: torch.cuda.set_rng_state(agreed(torch.cuda.get_rng_state()))
     smooth = self.recorder.smooth_loss if hasattr(self.learn, 'recorder') else None
     if smooth: smooth.accumulate = partial(_accumulate_alone, smooth)
-
-@patch
-def before_batch(self:Ranks):
-    "Draw a dropout of its own on each rank; which, is a function of seed, epoch and batch, so that nothing has to be restored"
-    if n_ranks()==1 or not (self.training and is_fitting(self.learn)): return
-    if rank := rank_distrib(): torch.manual_seed(abs(hash((self.seed, self.epoch, self.iter, rank))))
 
 @patch
 def after_loss(self:Ranks):
