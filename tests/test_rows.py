@@ -65,6 +65,7 @@ def or_named(f):
         assert '\n' not in str(e) and len(str(e))<2000, e
         return None
 
+no_nul = platform.python_version_tuple()[1]=='10'  # its csv module neither reads nor writes one
 def as_written(t): return t.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') if isinstance(t, str) else t
 def is_gap(o): return o is None or o is pd.NA or o!=o
 def rows_of(df): return [[None if is_gap(o) else o for o in row] for row in df.astype(object).values.tolist()]
@@ -78,6 +79,7 @@ def bytes_of(df, kind, data):
         f = io.BytesIO()
         df.to_parquet(f, index=False)
         return f.getvalue()
+    hypothesis.assume(not (no_nul and kind in ('csv','tsv') and '\0' in ''.join(map(str, df.values.flat))))
     records = [dict(zip(df.columns, row)) for row in df.values.tolist()]
     escaped = data.draw(st.booleans())
     if kind=='jsonl': return '\n'.join(json.dumps(o, ensure_ascii=escaped) for o in records).encode()
@@ -145,7 +147,7 @@ def test_tables_come_back_as_they_were_written(df, fmt, gz):
         have = [o for o, in rows_of(got[[c]])]
         if fmt=='.jsonl': assert [(type(o),o) for o in have]==[(type(o),o) for o in want]
         elif fmt=='.parquet': assert have==want or have==[None if o is None else str(o) for o in want]
-        else: assert have==[None if o in (None,'') else str(o) for o in want]
+        else: assert have==[None if o in (None,'') else str(o).replace('\0', '\ufffd' if no_nul else '\0') for o in want]
 
 odd_cells = st.recursive(st.one_of(cells, st.binary(max_size=4), st.dates(), st.datetimes(), st.decimals(allow_nan=False), st.just(float('nan')), st.just(pd.NA), st.just(pd.NaT)),
                          lambda o: st.one_of(st.lists(o, max_size=3), st.dictionaries(texts(True), o, max_size=2), st.lists(o, max_size=2).map(tuple), st.lists(st.integers(-9, 9), max_size=2).map(np.array)), max_leaves=5)
@@ -158,7 +160,7 @@ def test_any_cell_can_be_written(column, fmt):
         write_table(df, Path(d)/f'x{fmt}', fmt)
         assert read_table(Path(d)/f'x{fmt}').text.tolist()==['a']*len(df)
 
-@prop(80, rows=st.lists(st.lists(texts().map(lambda t: t.replace('\r', ' ')), unique=True, max_size=4), min_size=1, max_size=5), delim=st.sampled_from([',',';','|',' / ','\t']))
+@prop(80, rows=st.lists(st.lists(texts().map(lambda t: t.replace('\r', ' ').replace('\0', ' ' if no_nul else '\0')), unique=True, max_size=4), min_size=1, max_size=5), delim=st.sampled_from([',',';','|',' / ','\t']))
 def test_several_labels_come_back(rows, delim):
     "None of them too; where they could not be told apart, that is said before the work"
     col = pd.Series(rows, dtype=object)

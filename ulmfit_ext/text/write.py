@@ -51,7 +51,9 @@ def _writable(cell, label_delim):
     if label_delim and is_many(cell): cell = label_delim.join(map(str, cell)) or label_delim
     if label_delim and isinstance(cell, dict): cell = _to_json(_plain(cell))
     if label_delim and isinstance(cell, bytes): cell = as_text(cell)
-    return _as_utf8(cell) if isinstance(cell, str) else cell
+    if not isinstance(cell, str): return cell
+    if label_delim and sys.version_info<(3,11): cell = cell.replace('\0', '\ufffd') # which CSV cannot hold there
+    return _as_utf8(cell)
 
 def _writable_column(column, label_delim):
     "`column` with each cell as a file can hold it"
@@ -93,7 +95,7 @@ def write_table(
     "Write a table in a format that `read_table` reads. Raises `UlmfitError` where two columns have one name"
     is_csv = fmt in ('.csv','.tsv')
     compression = 'gzip' if gz else None
-    names = [_writable(str(o), None) for o in df.columns]
+    names = [_writable(str(o), label_delim if is_csv else None) for o in df.columns]
     if twice := [o for o in names if names.count(o)>1]:
         raise UlmfitError(f'{names.count(twice[0])} columns are called {twice[0]!r}: rename or drop all but one')
     columns = [_writable_column(df.iloc[:,i], label_delim if is_csv else None) for i in range(len(names))]
