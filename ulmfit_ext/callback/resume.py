@@ -168,7 +168,6 @@ def _set_random_state(learn, state):
         if rng: dl.rng.setstate(rng)
     if len(state['torch_cuda_state'])!=torch.cuda.device_count(): state['torch_cuda_state'] = []
     set_random_states(**state)
-    if rank_distrib(): torch.manual_seed(torch.randint(2**62, (1,)).item() + rank_distrib()) # dropout of its own
 
 def _batches_from(dl, n, then):
     "The batches of an epoch of `dl` but the first `n`; `then` is called before one is made"
