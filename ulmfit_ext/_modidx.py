@@ -380,6 +380,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'ulmfit_ext/callback/resume.py'),
                                             'ulmfit_ext.callback.resume.Resume.give_back': ( 'callback.resume.html#resume.give_back',
                                                                                              'ulmfit_ext/callback/resume.py'),
+                                            'ulmfit_ext.callback.resume.Resume.give_up': ( 'callback.resume.html#resume.give_up',
+                                                                                           'ulmfit_ext/callback/resume.py'),
                                             'ulmfit_ext.callback.resume.Resume.remove': ( 'callback.resume.html#resume.remove',
                                                                                           'ulmfit_ext/callback/resume.py'),
                                             'ulmfit_ext.callback.resume.Resume.skip_to': ( 'callback.resume.html#resume.skip_to',
