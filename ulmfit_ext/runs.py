@@ -30,6 +30,10 @@ def _is_left_over(path):
     pid = int(found[1])
     return since < (_began if pid==os.getpid() else time.time()-24*3600) or not _is_alive(pid)
 
+def _before(path):
+    "What a folder that was moved aside to `path` was called"
+    return path.with_name(re.sub(r'-\d+-[0-9a-f]{8}(\..*)?\.old$', r'\1', path.name[1:]))
+
 def sweep(
     folder:Path, # Where runs write, also to folders in it and in those
 ):
@@ -37,7 +41,7 @@ def sweep(
 
     A folder that was moved aside for a new one goes back, where the new one is not there."""
     for o in [o for pattern in ('.*', '*/.*', '*/*/.*') for o in folder.glob(pattern) if _is_left_over(o)]:
-        if o.suffix=='.old' and not (whole := o.with_name(o.name[1:].rsplit('-', 2)[0])).exists(): o.rename(whole)
+        if o.suffix=='.old' and not (whole := _before(o)).exists(): o.rename(whole)
         elif o.is_dir(): shutil.rmtree(o, ignore_errors=True)
         else:
             try: o.unlink(missing_ok=True)
