@@ -316,6 +316,12 @@ def test_several_labels_of_the_callers_type(tmp_path):
         assert {o for row in e.predict_df(df).pred_label for o in row} <= {1,2} and all(type(o) is int for o in e.predict('good')[0])
     assert len(ens.show_results())==8
 
+def test_a_number_that_python_writes_otherwise(tmp_path):
+    "A `float32` of 0.1 is the class 0.1, and 0.10000000149 to Python: the label is the class's name, and can be read again"
+    df  = make_df(40).assign(label=some_labels(np.float32(.1), np.float32(.5)).values)
+    ens = BidirEnsemble(learner(make_dls(tmp_path, df).clas_fwd))
+    for e in (ens, load_ulmfit(ens.save(tmp_path/'m'))): assert e.classes==['0.1','0.5'] and e.first.label_values==['0.1',.5]
+
 def test_folders_of_earlier_versions(ens, tmp_path):
     "Say nothing of labels, and a wrong word about them is damage"
     config = json.loads((ens.save(tmp_path/'m')/'config.json').read_text())

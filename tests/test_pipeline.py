@@ -346,6 +346,18 @@ def test_refit_learns_from_all_labels(spell, capsys):
     assert torch.equal(ULMFiT.load(u.path).predict('a good cat')[2], u.predict('a good cat')[2]), 'this is what is saved'
     assert u.refit() is u and 'Classifier' not in capsys.readouterr().out, 'once'
 
+def test_after_refit_words_are_measured_on_texts_they_have_not_seen(spell, capsys):
+    u = spell().fit_classifier(1, recipe='together')
+    scores = u.validate()
+    few = capsys.readouterr().out.splitlines()[0]
+    p = u.refit().predict('a good cat')[2]
+    capsys.readouterr()
+    u.count_words()
+    assert few==capsys.readouterr().out.strip()
+    assert torch.equal(u.predict('a good cat')[2], p)
+    pd.testing.assert_frame_equal(u.fit_classifier(1, recipe='together').validate(), scores, check_exact=True)
+    assert torch.equal(u.refit().predict('a good cat')[2], p)
+
 def test_refit_comes_back(spell, capsys):
     u = spell().fit(dict(n_epoch=0), dict(n_epoch=1, recipe='together'))
     capsys.readouterr()

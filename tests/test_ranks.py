@@ -3,7 +3,7 @@ import json,re,os,signal,subprocess,sys
 from pathlib import Path
 import pytest, torch
 import ranks
-from made_up import make_texts
+from made_up import make_df,make_texts
 
 limit = 400 # seconds: on a machine that does much else, two processes wait for each other at every step
 
@@ -89,12 +89,17 @@ def test_a_rank_that_dies_ends_the_run(tmp_path, how, cause):
     assert re.search(r'Going on from fit.resume: epoch [12], after batch \d+', res.stdout) and 'Perplexity' in res.stdout
 
 def test_command(tmp_path):
-    "`ulmfit pretrain` on two processes says everything once; a mistake is told once, and ends both"
+    "`ulmfit pretrain` and `train` on two processes say everything once; a mistake is told once, and ends both"
     (tmp_path/'corpus.txt').write_text('\n\n'.join(make_texts(80)))
     (tmp_path/'ulmfit.py').write_text(f"import sys\nsys.path.insert(0, {str(ranks.root)!r})\nfrom ulmfit_ext.cli import main\nmain()\n")
     how = '--out lm --size tiny --bs 2 --bptt 10 --epochs 1 --workers 1 --valid-pct 0.1'.split()
     res = ranks.run(tmp_path, 2, limit, tmp_path/'ulmfit.py', ['pretrain', 'corpus.txt', *how])
     assert res.returncode==0, res.stderr[-3000:]
     for line in 'Forward language model', 'Perplexity', 'It writes:', 'Next:': assert res.stdout.count(line)==1
+    make_df(60).to_csv(tmp_path/'reviews.csv', index=False)
+    how = '--out m --size tiny --directions fwd --lm-epochs 1 --epochs 1 --recipe together'.split()
+    res = ranks.run(tmp_path, 2, limit, tmp_path/'ulmfit.py', ['train', 'reviews.csv', *how])
+    assert res.returncode==0, res.stderr[-3000:]
+    for line in 'Language model, forward', 'Classifier of all labels, forward', 'Next:': assert res.stdout.count(line)==1
     res = ranks.run(tmp_path, 2, limit, tmp_path/'ulmfit.py', ['train', 'missing.csv'])
     assert res.returncode and res.stderr.count('missing.csv')==1

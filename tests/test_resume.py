@@ -226,13 +226,17 @@ def test_what_was_left_is_swept(tmp_path, old):
     with run_lock(tmp_path/'u'): pass
     assert not [o for o in gone if (tmp_path/'u'/o).exists()] and all((tmp_path/'u'/o).exists() for o in kept)
 
-def test_a_model_that_was_moved_aside_comes_back(tmp_path):
+@pytest.mark.parametrize('name', ['model','model-2.v1.0'])
+def test_a_model_that_was_moved_aside_comes_back(tmp_path, name, monkeypatch):
     "Killed between two renamings, a run leaves the old model under another name"
-    aside = tmp_path/f'.model-{2**22+1}-0a1b2c3d.old'
+    monkeypatch.setattr(os, 'getpid', lambda: 2**22+1)
+    aside = temporary_name(tmp_path/name)
+    aside = aside.with_name(f'{aside.name}.old')
+    monkeypatch.undo()
     aside.mkdir()
     (aside/'config.json').write_text('old')
     sweep(tmp_path)
-    assert (tmp_path/'model'/'config.json').read_text()=='old' and not aside.exists()
+    assert (tmp_path/name/'config.json').read_text()=='old' and not aside.exists()
 
 def test_a_curve_that_was_lost_is_there_again(tmp_path):
     u = ulmfit(tmp_path).fit_lm(1).fit_classifier(1, recipe='together')

@@ -9,7 +9,9 @@ from test_callbacks import synthetic,text
 from ulmfit_ext.core import UlmfitError
 from ulmfit_ext.callback.groups import is_fitting
 from ulmfit_ext.callback.precision import CPUBfloat16
+from ulmfit_ext.callback.resume import Resume
 from ulmfit_ext.callback.steady import *
+from ulmfit_ext.recipe import *
 from ulmfit_ext.pipeline import ULMFiT
 
 @pytest.fixture(autouse=True)
@@ -133,6 +135,33 @@ def test_a_language_model_begins_again_at_a_lower_rate(tmp_path, capsys):
     one = make(tmp_path/'b').fit_lm(1, lr_max=0.004, cbs=NaNAtHighRates())
     assert 'too high: in epoch 0, training batch' in capsys.readouterr().out
     assert one.lms['fwd'].stage_two['lr_max']==pytest.approx(0.004/3) and not saved(tmp_path/'b')
+
+def test_a_state_of_what_failed_is_not_in_the_way(tmp_path, monkeypatch):
+    "The next try of a language model is another fit; after a kill it goes on"
+    monkeypatch.setattr(Resume, 'interval', 1)
+    class NaNAtHighRates(Callback):
+        order,left = 5,iter(range(10**6)) # an iterator is no state: it does not come back
+        def after_loss(self):
+            if not self.training or self.epoch==0: return
+            if next(self.left, None) is None: raise KeyboardInterrupt
+            if self.opt.hypers[-1]['lr']>2e-3: self.learn.loss = self.learn.loss*math.nan
+    def _fit(path): return make(tmp_path/path).fit_lm(3, lr_max=0.004, cbs=NaNAtHighRates()).lms['fwd']
+    one,killed = _fit('a'),NaNAtHighRates()
+    assert len(one.recorder.values)==3
+    killed.left = iter(range(2))
+    with pytest.raises(KeyboardInterrupt): make(tmp_path/'b').fit_lm(3, lr_max=0.004, cbs=killed)
+    assert (tmp_path/'b'/'.unfinished'/'lm-fwd'/'fit-2.resume').exists()
+    assert [o[:2] for o in _fit('b').recorder.values]==[o[:2] for o in one.recorder.values]
+
+def test_a_state_of_a_trial_that_failed_is_not_in_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(Resume, 'interval', 1)
+    u = make(tmp_path)
+    u.dls.clas_bs = 4
+    def _new(train, valid): return u._new_classifier('fwd', data=u.dls.with_split(train, valid))
+    splits,spoil = trial_splits(u.dls.train_idx, u.dls.valid_idx, u.dls.y),iter([Spoil(2)])
+    res = try_recipes(_new, splits, recipes, 1, cbs=lambda learn: next(spoil, None), folder=tmp_path/'trials')
+    assert res.valid_loss.together==math.inf and math.isfinite(res.valid_loss.gradual)
+    assert len(list((tmp_path/'trials').glob('*.json')))==2*len(splits) and not list(tmp_path.rglob('*.resume'))
 
 def test_the_error_can_be_sent_to_another_process():
     error = NotFiniteError('what was wrong', math.inf, 'in epoch 0', ())

@@ -67,7 +67,7 @@ class ULMFiT:
         make_dir(self.path)
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
-        self.bag = None # the third voice
+        self.bag = None # the third voice: words of the training texts alone, as `refit` leaves it
         self.how = None # what `fit_classifier` trained with
         self.held_out = None # after `refit`: what was said before of the validation texts
         self.plan,self.coming = Plan(minutes, cache(self._guess_speed)),{} # `coming`: arguments of `fit_classifier`, if known
@@ -339,9 +339,9 @@ def refit(self:ULMFiT) -> ULMFiT: # Itself
     with run_lock(self.path), self.plan.running():
         self.plan.add_refit(self.dls, self._sizes(), self.sides, self.how['n_epoch'], self.how['recipe'])
         self.learns = self._classifiers('refit', data, **self.how)
-        if self.bag is not None: self.bag = kept_words(data, self.path/'words', data_sha256=data.sha256())
-        self._ensemble,self.held_out = None,held_out
-        self.ensemble.mixture = before.mixture
+        words = None if self.bag is None else kept_words(data, self.path/'words', data_sha256=data.sha256())
+        ensemble = BidirEnsemble(*self.learns.values(), words=words, mixture=before.mixture)
+        self._ensemble,self.held_out = ensemble,held_out
         self.save()
     return self
 

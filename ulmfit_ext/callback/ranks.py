@@ -14,6 +14,7 @@ from contextlib import contextmanager,redirect_stdout,suppress
 from datetime import timedelta
 from functools import wraps
 from ..core import UlmfitError
+from ..runs import led
 from .groups import *
 from .schedule import TimeBudget
 
@@ -94,7 +95,7 @@ def rank0_first():
     rank = join_ranks()
     if rank: _pass_on(None)
     try:
-        with alone(): yield
+        with alone(), led(rank>0): yield
     except BaseException as e:
         if not rank:
             with suppress(OtherRankError): _pass_on(e)

@@ -377,6 +377,11 @@ def after_fit(self:Resume):
     if not self.keep: self.file.unlink(missing_ok=True)
     self.n_fits += 1
 
+@patch
+def give_up(self:Resume):
+    "The fit is over, for its loss is no number, as it would be again: what follows is another fit"
+    self.after_fit()
+
 # %% ../../nbs/09_callback.resume.ipynb #6b6b67d6
 @patch
 def write(self:Resume,

@@ -157,6 +157,8 @@ def stop(self:StopOnNaN, loss, xb, yb, i):
         hint = f"Try a lower learning rate, or {clip}" + ', or 32 bits instead of 16'*is_16
     where = f"in epoch {self.epoch}, {stage} batch {i}"
     message = f"The loss is {loss} {where}, at a learning rate of {lr:.2g}. {hint}. {kept}. What was saved before is kept"
+    for cb in self.learn.cbs:
+        if hasattr(type(cb), 'give_up'): cb.give_up()
     raise NotFiniteError(message, loss, where, files)
 
 # %% ../../nbs/08_callback.steady.ipynb #da7919b2

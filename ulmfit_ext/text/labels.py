@@ -81,9 +81,9 @@ def read_labels(
 
 # %% ../../nbs/11_text.labels.ipynb #c1ead013
 def _value(p, name):
-    "The label `p` as JSON can hold it: a number or a boolean of Python's, or else its name"
+    "The label `p` as JSON can hold it: a number or a boolean of Python's that has this name, or else the name"
     p = p.item() if isinstance(p, np.generic) else p
-    return p if isinstance(p, (bool,int,float)) else name
+    return p if isinstance(p, (bool,int,float)) and label_name(p)==name else name
 
 def label_values(
     col, # A column of labels, a pandas `Series`
