@@ -1110,7 +1110,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ulmfit_ext.runs': { 'ulmfit_ext.runs._before': ('runs.html#_before', 'ulmfit_ext/runs.py'),
                                  'ulmfit_ext.runs._is_alive': ('runs.html#_is_alive', 'ulmfit_ext/runs.py'),
                                  'ulmfit_ext.runs._is_left_over': ('runs.html#_is_left_over', 'ulmfit_ext/runs.py'),
-                                 'ulmfit_ext.runs.led': ('runs.html#led', 'ulmfit_ext/runs.py'),
                                  'ulmfit_ext.runs.run_lock': ('runs.html#run_lock', 'ulmfit_ext/runs.py'),
                                  'ulmfit_ext.runs.sweep': ('runs.html#sweep', 'ulmfit_ext/runs.py')},
             'ulmfit_ext.scores': { 'ulmfit_ext.scores._learner_scores': ('scores.html#_learner_scores', 'ulmfit_ext/scores.py'),

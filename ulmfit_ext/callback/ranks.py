@@ -14,7 +14,6 @@ from contextlib import contextmanager,redirect_stdout,suppress
 from datetime import timedelta
 from functools import wraps
 from ..core import UlmfitError
-from ..runs import led
 from .groups import *
 from .schedule import TimeBudget
 
@@ -76,10 +75,13 @@ def agreed(
 # %% ../../nbs/09_callback.ranks.ipynb #4ccb286e
 @contextmanager
 def alone():
-    "A context in which this process is the only one"
+    "A context in which this process is the only one; `RANK_OF_RUN` says which it is, for the lock of the run's folder"
     was = {k: os.environ.pop(k) for k in ('RANK','WORLD_SIZE') if k in os.environ}
+    if 'RANK' in was: os.environ['RANK_OF_RUN'] = was['RANK']
     try: yield
-    finally: os.environ.update(was)
+    finally:
+        if 'RANK' in was: del os.environ['RANK_OF_RUN']
+        os.environ.update(was)
 
 def _pass_on(error):
     "Rank 0 tells the others what went wrong, if anything; they raise it"
@@ -95,7 +97,7 @@ def rank0_first():
     rank = join_ranks()
     if rank: _pass_on(None)
     try:
-        with alone(), led(rank>0): yield
+        with alone(): yield
     except BaseException as e:
         if not rank:
             with suppress(OtherRankError): _pass_on(e)
