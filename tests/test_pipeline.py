@@ -342,7 +342,8 @@ def test_refit_learns_from_all_labels(spell, capsys):
     assert len(u.learns['fwd'].dls.train_ds)==len(u.dls.labelled)==150 and not len(u.learns['fwd'].dls.valid_ds)
     pd.testing.assert_frame_equal(u.validate(), scores, check_exact=True) # of texts they had not seen then
     assert u.ensemble.mixture==voices and len(list((u.path/'words').iterdir()))==2
-    with fails('no data'): u.ensemble.validate()
+    with fails('no data.*after `ULMFiT.refit`'): u.ensemble.validate()
+    assert all(u.answers(*a, **k) is u.held_out for a,k in [((), {}), ((np.int64(1),), {}), ((), dict(df=None, dl=None))])
     assert torch.equal(ULMFiT.load(u.path).predict('a good cat')[2], u.predict('a good cat')[2]), 'this is what is saved'
     assert u.refit() is u and 'Classifier' not in capsys.readouterr().out, 'once'
 

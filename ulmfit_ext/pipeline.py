@@ -413,7 +413,7 @@ def answers(self:ULMFiT,
     **kwargs
 ) -> Answers: # `outs`, before softmax or sigmoid, by direction, and `targs`
     "What each voice says of labelled texts; of the validation texts, what it said before `refit`"
-    is_held_out = isinstance(ds_idx, int) and ds_idx==1 and not {'dl','df'} & set(kwargs)
+    is_held_out = hasattr(ds_idx, '__index__') and ds_idx==1 and all(kwargs.get(o) is None for o in ('dl','df'))
     return self.held_out if is_held_out and self.held_out is not None else self.ensemble.answers(ds_idx, **kwargs)
 
 @patch
