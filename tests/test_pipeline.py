@@ -369,6 +369,13 @@ def test_refit_comes_back(spell, capsys):
     kept = spell().fit(dict(n_epoch=0), dict(n_epoch=1, recipe='together'), refit=False)
     assert len(kept.learns['fwd'].dls.valid_ds)==30 and not torch.equal(kept.predict('a good cat')[2], u.predict('a good cat')[2])
 
+def test_texts_set_aside_by_a_column_are_not_learned_from(df, tmp_path):
+    held = df.assign(held=[i%5==0 for i in range(len(df))])
+    def _fit(name, **kwargs): return ULMFiT.from_df(held, tmp_path/name, None, 'fwd', size, bs=8, min_freq=1, seed=1, valid_col='held').fit(
+        dict(n_epoch=0), dict(n_epoch=1, recipe='together'), **kwargs)
+    assert len(_fit('a').learns['fwd'].dls.valid_ds)==held.held.sum()
+    assert not len(_fit('b', refit=True).learns['fwd'].dls.valid_ds), 'but when it is said'
+
 def test_refit_needs_a_classifier(make):
     with fails('call `fit_classifier'): make().refit()
     u = make()
