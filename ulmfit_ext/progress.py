@@ -211,7 +211,7 @@ class CountWork(GivesBack):
 
     def print_row(self, row):
         "Print names or values, each in its column"
-        row = [f'{o:.4f}' if isinstance(o, float) else str(o) for o in row]
+        row = [f'{o:.4f}' if isinstance(o, float) else '-' if o is None else str(o) for o in row]
         print('  '.join(f'{o:<{w}}' for o,w in zip(row, self.widths)).rstrip())
 
     def after_batch(self):
