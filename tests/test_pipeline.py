@@ -342,7 +342,8 @@ def test_refit_learns_from_all_labels(spell, capsys):
     assert len(u.learns['fwd'].dls.train_ds)==len(u.dls.labelled)==150 and not len(u.learns['fwd'].dls.valid_ds)
     pd.testing.assert_frame_equal(u.validate(), scores, check_exact=True) # of texts they had not seen then
     assert u.ensemble.mixture==voices and len(list((u.path/'words').iterdir()))==2
-    with fails('no data'): u.ensemble.validate()
+    with fails('no data.*after `ULMFiT.refit`'): u.ensemble.validate()
+    assert all(u.answers(*a, **k) is u.held_out for a,k in [((), {}), ((np.int64(1),), {}), ((), dict(df=None, dl=None))])
     assert torch.equal(ULMFiT.load(u.path).predict('a good cat')[2], u.predict('a good cat')[2]), 'this is what is saved'
     assert u.refit() is u and 'Classifier' not in capsys.readouterr().out, 'once'
 
@@ -367,6 +368,13 @@ def test_refit_comes_back(spell, capsys):
     pd.testing.assert_frame_equal(again.validate(), u.validate(), check_exact=True)
     kept = spell().fit(dict(n_epoch=0), dict(n_epoch=1, recipe='together'), refit=False)
     assert len(kept.learns['fwd'].dls.valid_ds)==30 and not torch.equal(kept.predict('a good cat')[2], u.predict('a good cat')[2])
+
+def test_texts_set_aside_by_a_column_are_not_learned_from(df, tmp_path):
+    held = df.assign(held=[i%5==0 for i in range(len(df))])
+    def _fit(name, **kwargs): return ULMFiT.from_df(held, tmp_path/name, None, 'fwd', size, bs=8, min_freq=1, seed=1, valid_col='held').fit(
+        dict(n_epoch=0), dict(n_epoch=1, recipe='together'), **kwargs)
+    assert len(_fit('a').learns['fwd'].dls.valid_ds)==held.held.sum()
+    assert not len(_fit('b', refit=True).learns['fwd'].dls.valid_ds), 'but when it is said'
 
 def test_refit_needs_a_classifier(make):
     with fails('call `fit_classifier'): make().refit()

@@ -149,6 +149,13 @@ def test_fastais_files_by_path(tmp_path, quiet):
     with pytest.raises(UlmfitError, match='no vocabulary beside'): load_lm(tmp_path/'one'/'lm.pth')
     assert lm_perplexity(tmp_path/'two', ['the team won']) > 1
 
+def test_a_tar_file_is_not_unpacked(tmp_path, monkeypatch):
+    "PyTorch reads weights of old from a tar file, by way of a temporary folder; zeros are an empty one"
+    (tmp_path/'a.pth').write_bytes(bytes(2000))
+    (tmp_path/'a.pkl').write_bytes(pickle.dumps(['xxunk','xxpad']))
+    monkeypatch.setattr(tempfile, 'mkdtemp', None)
+    with pytest.raises(UlmfitError, match='a.pth and .* cannot be read safely.*it is a tar file'): load_fastai_lm(tmp_path/'a.pth', tmp_path/'a.pkl')
+
 def test_fastais_files_with_an_optimizer(tmp_path, dls_of_fastai):
     "`Learner.save` keeps the optimizer's state, unless told otherwise"
     learn = dls_of_fastai

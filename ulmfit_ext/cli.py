@@ -294,7 +294,7 @@ def train(
     minutes:float=None, # Time for the whole run, shared out between language models and classifiers. If not given: as long as it takes
     epochs:int=None, # Epochs of the classifier. If not given: by the number of labels
     recipe:str='auto', # How the classifier is trained; auto: the better one in trials, but gradual if --lr is given
-    refit:bool=True, # Train once more in the end, on the held-out texts too, where there are 5,000 labels at most, and time
+    refit:bool=True, # Train once more in the end, on the held-out texts too: up to 5,000 labels, if there is time, and without --valid
     lm_lr:float=0.004, # Peak learning rate of the language model
     lr:float=None, # Peak learning rate of the classifier. If not given: the recipe's
     bs:int=None, # Texts in a batch, or streams; less needs less memory. If not given: by the size of the text, and by the number of labels

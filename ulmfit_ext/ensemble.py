@@ -184,7 +184,8 @@ def _loaders(self:BidirEnsemble, ds_idx):
     if n and ds_idx not in range(n):
         raise UlmfitError(f"ds_idx is {ds_idx!r}: the learners have {n} sets, 0 for training and 1 for validation")
     if len(dls)<len(self.models) or not all(len(o[ds_idx].dataset) for o in dls.values()):
-        raise UlmfitError("The learners have no data, as after loading: give texts, or a table as df=")
+        raise UlmfitError("The learners have no data in this set, as after loading, and as after `ULMFiT.refit` to validate with: "
+                          "give texts, a table as df=, or what `ULMFiT.answers()` gives")
     return {way: o[ds_idx] for way,o in dls.items()}
 
 @patch

@@ -67,6 +67,7 @@ class ULMFiT:
         make_dir(self.path)
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
+        self.valid_col = None # the column that says what is held out, if there is one
         self.bag = None # the third voice: words of the training texts alone, as `refit` leaves it
         self.how = None # what `fit_classifier` trained with
         self.held_out = None # after `refit`: what was said before of the validation texts
@@ -113,7 +114,7 @@ def from_df(cls:ULMFiT,
         dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=known if all_words else None, **kwargs)
     if not {'bs','clas_bs'} & set(kwargs): dls.clas_bs = batch_size(len(dls.train_idx))
     res = cls(dls, path, pretrained, directions, config, bptt, seed, words, minutes)
-    res.plan.earlier = time.time()-began
+    res.plan.earlier,res.valid_col = time.time()-began,kwargs.get('valid_col')
     return res
 
 # %% ../nbs/40_pipeline.ipynb #f14f9f27
@@ -250,7 +251,6 @@ def fit_classifier(self:ULMFiT,
         self.plan.hide()
         if len(self.dls.valid_idx): weigh_voices(self.ensemble)
         self.save()
-    if self.minutes is not None: print(f'{self.plan.spent/60:.1f} of {self.minutes:g} minutes were used')
     return self
 
 # %% ../nbs/40_pipeline.ipynb #008d74dd
@@ -361,12 +361,12 @@ def _guess_speed(self:ULMFiT, kind):
 def fit(self:ULMFiT,
     lm:dict=None, # Arguments of `fit_lm`; with `n_epoch=0` the language model stays as it is
     classifier:dict=None, # Arguments of `fit_classifier`
-    refit:bool=None, # Train on all labels in the end? None: up to 5,000 labels, if the `minutes` allow
+    refit:bool=None, # Train on all labels in the end? None: up to 5,000, if the `minutes` allow, and without `valid_col`
 ) -> ULMFiT: # Itself
     "Stages two and three: `fit_lm`, `fit_classifier` and `refit`, in the `minutes` of the run"
     lm,self.coming = lm or {},classifier or {}
     has_labels = self.dls.classes is not None
-    if refit is None: refit = len(self.dls.labelled)<=5000
+    if refit is None: refit = len(self.dls.labelled)<=5000 and self.valid_col is None
     if has_labels: check_place(self.folder)
     with run_lock(self.path), self.plan.running():
         if refit and has_labels: self.plan.add_refit(self.dls, self._sizes(), self.sides, self.coming.get('n_epoch'))
@@ -413,7 +413,7 @@ def answers(self:ULMFiT,
     **kwargs
 ) -> Answers: # `outs`, before softmax or sigmoid, by direction, and `targs`
     "What each voice says of labelled texts; of the validation texts, what it said before `refit`"
-    is_held_out = isinstance(ds_idx, int) and ds_idx==1 and not {'dl','df'} & set(kwargs)
+    is_held_out = hasattr(ds_idx, '__index__') and ds_idx==1 and all(kwargs.get(o) is None for o in ('dl','df'))
     return self.held_out if is_held_out and self.held_out is not None else self.ensemble.answers(ds_idx, **kwargs)
 
 @patch

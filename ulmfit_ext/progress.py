@@ -147,7 +147,7 @@ def _new_bar():
 @patch
 @contextmanager
 def running(self:Plan):
-    "A context in which time is counted, and a bar shown"
+    "A context in which time is counted, and a bar shown; at its end it is said how much of the `minutes` was used"
     if self.began is not None:
         yield
         return
@@ -157,6 +157,7 @@ def running(self:Plan):
     finally:
         self.hide()
         self.earlier,self.began = self.spent,None
+    if self.minutes is not None and not rank_distrib(): print(f'{self.spent/60:.1f} of {self.minutes:g} minutes were used')
 
 @patch
 def hide(self:Plan):

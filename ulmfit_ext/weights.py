@@ -10,7 +10,7 @@ __all__ = ['named_lms', 'awd_sizes', 'check_lm_folder', 'save_lm', 'LMFolder', '
 # %% ../nbs/20_weights.ipynb #a0000029
 from fastai.text.all import *
 from fastai.text.models.core import _model_meta
-import hashlib,io,pickle,time,zipfile,ulmfit_ext
+import hashlib,io,pickle,time,tarfile,zipfile,ulmfit_ext
 from importlib.metadata import entry_points
 from .core import *
 from .text.labels import *
@@ -137,6 +137,7 @@ def load_fastai_lm(
         if zipfile.is_zipfile(plain_file(pth)):
             with zipfile.ZipFile(pth) as z: broken = z.testzip()
             if broken: raise ValueError(f'the check sum of {broken} differs')
+        elif tarfile.is_tarfile(pth): raise ValueError('it is a tar file, which PyTorch would unpack beside')
         with torch.serialization.safe_globals(_optimizer_types):
             wgts = torch.load(pth, map_location='cpu', weights_only=True)
         wgts = dict(wgts.get('model', wgts)) # `Learner.save` puts the optimizer beside the model
