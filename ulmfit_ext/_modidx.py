@@ -312,6 +312,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'ulmfit_ext/callback/ranks.py'),
                                            'ulmfit_ext.callback.ranks._gather': ( 'callback.ranks.html#_gather',
                                                                                   'ulmfit_ext/callback/ranks.py'),
+                                           'ulmfit_ext.callback.ranks._leave_part': ( 'callback.ranks.html#_leave_part',
+                                                                                      'ulmfit_ext/callback/ranks.py'),
                                            'ulmfit_ext.callback.ranks._own_batches': ( 'callback.ranks.html#_own_batches',
                                                                                        'ulmfit_ext/callback/ranks.py'),
                                            'ulmfit_ext.callback.ranks._own_idxs': ( 'callback.ranks.html#_own_idxs',

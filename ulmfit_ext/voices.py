@@ -31,7 +31,7 @@ def kept_words(
         except UlmfitError as e: warn(f'{e}. They are counted again')
     train = dls.tokens(dls.train_idx),[dls.y[i] for i in dls.train_idx],dls.classes,dls.multi
     bag = BagOfWords.fit(*train)
-    bag.choices['doubling'] = next_doubling(learning_curve(*train), len(train[0]))
+    if len(dls.valid_idx): bag.choices['doubling'] = next_doubling(learning_curve(*train), len(train[0])) # for `weigh_voices`
     save_piece(folder, 'words', settings, bag.save)
     return bag
 

@@ -326,19 +326,21 @@ def after_loss(self:Ranks):
     mean = sum_ranks(self.learn.loss.detach().as_subclass(Tensor).clone())/n_ranks()
     self.learn.loss = mean if self.training else torch.where(mean.isfinite(), self.learn.loss, mean)
 
+def _leave_part(ranks, metrics):
+    "Add up the `metrics` of the recorder, where each rank has read a part, and let the loader read everything again"
+    if n_ranks()==1: return
+    if ranks.shared and hasattr(ranks.learn, 'recorder'): _sum_metrics(getattr(ranks.recorder, metrics))
+    ranks.unshare()
+
 @patch
 def after_train(self:Ranks):
     "Add up the metrics of all ranks, where they are measured while training"
-    if n_ranks()==1: return
-    if self.shared and hasattr(self.learn, 'recorder'): _sum_metrics(self.recorder._train_mets)
-    self.unshare()
+    _leave_part(self, '_train_mets')
 
 @patch
 def after_validate(self:Ranks):
     "Add up the metrics of all ranks"
-    if n_ranks()==1: return
-    if self.shared and hasattr(self.learn, 'recorder'): _sum_metrics(self.recorder._valid_mets)
-    self.unshare()
+    _leave_part(self, '_valid_mets')
 
 # %% ../../nbs/09_callback.ranks.ipynb #a41ec17d
 def with_ranks(
