@@ -409,7 +409,7 @@ def main(
     out:Annotated[Path, typer.Option('--out', '-o', metavar='FILE', help='JSON file to save to')]=None,
 ):
     "Time and memory against plain fastai. OMP_NUM_THREADS sets the threads, ULMFIT_DATA a folder of data."
-    from ulmfit_ext.cli import manners
+    from ulmfit_ext.terminal import manners
     with manners(f'Rows that were finished are in {out}' if out else 'Nothing was saved'):
         scale = quick_scale if quick else Scale()
         if n_texts: scale = replace(scale, n_texts=n_texts)
