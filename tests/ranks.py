@@ -2,6 +2,7 @@
 
     python tests/ranks.py                # runs both and prints what is compared; --out FILE.json keeps it
     python tests/ranks.py --seeds 3      # and trains on the sample texts with dropout, some seeds on one process and on two
+    python tests/ranks.py --gpu          # both on one GPU
 
     torchrun --standalone --nproc-per-node 2 tests/ranks.py --part FOLDER --rows 8      # what each process runs
 """
@@ -129,12 +130,12 @@ def apart(a, b):
     assert one.keys()==two.keys()
     return max(float((one[k].double()-two[k].double()).abs().max()) for k in one if one[k].is_floating_point())
 
-def compare(folder, n=2, rows=16, timeout=600):
+def compare(folder, n=2, rows=16, timeout=600, env={}):
     "Train on one process and on `n`; for each stage how far apart the ranks and the two runs are"
     runs = {}
     for k in (1,n):
         (folder/str(k)).mkdir()
-        res = run(folder, k, timeout, args=['--part', str(folder/str(k)), '--rows', str(rows//k)])
+        res = run(folder, k, timeout, args=['--part', str(folder/str(k)), '--rows', str(rows//k)], env=env)
         if res.returncode: raise RuntimeError(f'{k} processes ended with {res.returncode}:\n{res.stdout[-3000:]}\n{res.stderr[-6000:]}')
         runs[k] = [json.loads((folder/str(k)/f'found-{r}.json').read_text()) for r in range(k)],res.stdout
     (one,),several = runs[1][0],runs[n][0]
@@ -160,6 +161,7 @@ if __name__=='__main__':
     parser.add_argument('--rows', type=int, default=16, help='rows in a batch of one process')
     parser.add_argument('--seed', type=int, help='with --part: train on the sample texts')
     parser.add_argument('--seeds', type=int, default=0, help='how many seeds to train on the sample texts')
+    parser.add_argument('--gpu', action='store_true', help='all processes on the first GPU')
     parser.add_argument('--out', type=Path, help='JSON file for what is found')
     args = parser.parse_args()
     if args.part:
@@ -167,7 +169,7 @@ if __name__=='__main__':
         else: part_of_sample(args.part, args.rows, args.seed)
         sys.exit()
     with tempfile.TemporaryDirectory() as tmp:
-        table,*_ = compare(Path(tmp))
+        table,*_ = compare(Path(tmp), env=dict(CUDA_VISIBLE_DEVICES='0') if args.gpu else {})
         for name,o in table.items():
             print(f"{name:20} ranks {o['ranks_apart']:.1e}  weights {o['weights_apart']:.1e}  losses {o['losses_apart']:.1e}  "
                   f"valid {o['valid_loss'][0]:.4f} {o['valid_loss'][1]:.4f}", flush=True)

@@ -181,6 +181,12 @@ def test_a_changed_bit_of_a_language_model(lm, name):
     flip(lm/name)
     with pytest.raises(UlmfitError, match=f'{name}.* hash differs|not what was saved|cannot be read'): load_lm(lm)
 
+def test_a_hash_under_another_name(lm):
+    "A changed bit in the name would leave the weights without a hash"
+    data = (lm/'fwd.safetensors').read_bytes()
+    flip(lm/'fwd.safetensors', data.index(b'"sha256"')+3)
+    with pytest.raises(UlmfitError, match='and no hash'): load_lm(lm)
+
 def test_directions_that_changed_places(lm):
     (lm/'fwd.safetensors').rename(lm/'x')
     (lm/'bwd.safetensors').rename(lm/'fwd.safetensors')
@@ -256,6 +262,14 @@ def test_sizes_that_the_weights_have_not(saved, tmp_path, size):
     cfg['models']['fwd']['config'].update(size)
     (path/'config.json').write_text(json.dumps(sealed(cfg)))
     with pytest.raises(UlmfitError, match='do not fit the model|damaged'): load_ulmfit(path)
+
+def test_weights_of_voices_are_shares(saved, tmp_path):
+    "Of 1e308 the answers would be no numbers"
+    path = shutil.copytree(saved, tmp_path/'m')
+    cfg  = json.loads((path/'config.json').read_text())
+    cfg['mixture'] = dict(weights=dict(words=1e308, forward=0.2, backward=0.1), temperatures=dict(words=1., forward=1., backward=1., all=1.))
+    (path/'config.json').write_text(json.dumps(sealed(cfg)))
+    with pytest.raises(UlmfitError, match='damaged'): load_ulmfit(path)
 
 def test_numbers_that_are_none(ens, saved, tmp_path):
     wgts = load_file(saved/'fwd.safetensors')

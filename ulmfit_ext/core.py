@@ -329,13 +329,16 @@ def _read_tensors(path, compare, what):
     with _open(path, 2**31) as f: header = int.from_bytes(f.read(8), 'little')
     if header>_most_header: raise ValueError(f'its header has {header:,} bytes')
     with safe_open(path, 'pt') as f:
-        said,_,found = (f.metadata() or {}).get('sha256', '').partition(' ')
+        noted = f.metadata() or {}
+        said,_,found = noted.get('sha256', '').partition(' ')
         wgts = {k: f.get_tensor(k) for k in f.keys()}
     usual = torch.float16,torch.bfloat16,torch.float32,torch.float64,torch.int64
     for k,t in wgts.items():
         if t.dtype not in usual: raise ValueError(f'{k} is of the type {t.dtype}')
         finite = not t.is_floating_point() or t.isfinite().all()
         if not finite: raise ValueError(f'{k} has numbers that are not finite')
+    unknown = noted.keys()-{'sha256','format'} # others note the format
+    if unknown and not said: raise ValueError(f'it has {listing(sorted(unknown))}, and no hash')
     if compare and said and said!=_sha256_of(wgts, found):
         raise ValueError('it is not what was saved, for its hash differs')
     if what and found and found!=what: raise ValueError(f"it says that it is {shown(found)}, and not {what}")

@@ -404,7 +404,7 @@ def read_words(
         mixture,words = config.get('mixture'),BagOfWords.load(path)
         if mixture is None: return words,None
         weights,temperatures = mixture['weights'],mixture['temperatures']
-        if not all(_is_number(o, 0) for o in weights.values()) or not any(weights.values()): raise ValueError('weights of the mixture')
+        if not all(_is_number(o, 0, 1) for o in weights.values()) or not any(weights.values()): raise ValueError('weights of the mixture')
         if not all(_is_number(o, 1e-6, 1e6) for o in temperatures.values()): raise ValueError('temperatures of the mixture')
         return words,Mixture(weights, temperatures)
 

@@ -2,6 +2,7 @@
 
     ULMFIT_DATA=folder python nbs/experiments/few_labels/run.py trec6 --labels 100 --labels 500 --seeds 3
     ULMFIT_DATA=folder python nbs/experiments/few_labels/run.py imdb  --labels 200 --unlabelled 3000
+    ULMFIT_DATA=folder python nbs/experiments/few_labels/run.py imdb  --labels 200 --unlabelled 75000 --minutes 3 --recipe together     # on a GPU
 
 Each run is a line of `results.jsonl` beside this file, with its settings and the versions of what computed it. A run that is there already is not made
 again, so the same command goes on where it was stopped. `few_labels.ipynb` draws what was found.
@@ -25,12 +26,19 @@ langs = dict(germeval='de')
 
 def read_set(name):
     "Training texts and test texts (2,000 of IMDb's)"
-    folder = Path(os.environ['ULMFIT_DATA'])
-    df = pd.read_json(folder/files[name], lines=True)
+    df = pd.read_json(data()/files[name], lines=True)
     train,test = [df[df.split==o][['text','label']].reset_index(drop=True) for o in ('train','test')]
     if len(test)>4000: test = test.sample(2000, random_state=0).reset_index(drop=True)
     if name=='imdb': train = train.sample(frac=1, random_state=0).reset_index(drop=True)
     return train,test
+
+def data(): return Path(os.environ['ULMFIT_DATA'])
+
+def texts_for_stage_two(name, train, n):
+    "The training texts, or `n` texts: more than these are from IMDb's 50,000 reviews without a label"
+    texts = train.text.tolist()
+    if n>len(texts) and name=='imdb': texts += pd.read_json(data()/'imdb_unsup.jsonl.gz', lines=True).text.tolist()
+    return texts[:n or None]
 
 def draw(train, n, seed):
     "`n` labelled rows, or all: as many of each class as there are in all"
@@ -40,14 +48,16 @@ def draw(train, n, seed):
     rare  = share.sample(n=2, random_state=seed) # two of each class at least
     return pd.concat([rows, rare[~rare.label.isin(rows.label)]]).sample(frac=1, random_state=seed).reset_index(drop=True)
 
-def stage_two(name, texts, pretrained, lang, work, bf16, minutes):
-    "A folder with both language models, fine-tuned on `texts`"
+def stage_two(name, texts, pretrained, lang, work, bf16, minutes, sides=('fwd','bwd')):
+    "A folder with the language models of `sides`, fine-tuned on `texts`"
     folder = work/f'{name}-{len(texts)}-{pretrained}'
-    sides  = [o for o in ('fwd','bwd') if not (folder/f'{o}.safetensors').exists()]
-    if sides:
-        ulmfit = ULMFiT.from_df(pd.DataFrame(dict(text=texts)), work/f'{folder.name}-lm', pretrained, label_col=None, valid_pct=0.05, lang=lang)
+    for side in sides:
+        if (folder/f'{side}.safetensors').exists(): continue
+        ulmfit = ULMFiT.from_df(pd.DataFrame(dict(text=texts)), work/f'{folder.name}-{side}-lm', pretrained, label_col=None, valid_pct=0.05,
+                                lang=lang, directions=side)
         ulmfit.fit_lm(bf16=bf16, minutes=minutes)
-        for side,learn in ulmfit.lms.items(): save_lm(learn, folder, half=True, ulmfit_perplexity=float(np.exp(learn.validate()[0])))
+        learn = ulmfit.lms[side]
+        save_lm(learn, folder, half=True, ulmfit_perplexity=float(np.exp(learn.validate()[0])))
     return folder
 
 def answers(ulmfit, test):
@@ -72,11 +82,11 @@ def stock_error(ulmfit, lm, test, side):
         preds = learn.get_preds(dl=dl)[0].argmax(1)
     return round(float((np.array(learn.dls.vocab[1])[preds.numpy()]!=test.label.to_numpy()).mean()), 4)
 
-def one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16):
+def one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16, recipe):
     path = work/f"run-{name}-{len(labelled)}-{seed}-{method.removesuffix(', all labels')}"
     kwargs = dict(lang=lang, seed=seed, directions='both')
     if method.startswith('semi-supervised'):
-        ulmfit = ULMFiT.from_df(labelled, path, lm, **kwargs).fit_classifier(bf16=bf16)
+        ulmfit = ULMFiT.from_df(labelled, path, lm, **kwargs).fit_classifier(bf16=bf16, recipe=recipe)
         return answers(ulmfit.refit() if method.endswith('all labels') else ulmfit, test)
     if method=='paper':
         return answers(ULMFiT.from_df(labelled, path, lm, bs=64, **kwargs).fit_classifier(8, 0.01, bf16=bf16), test)
@@ -93,9 +103,12 @@ def main(
     name:Annotated[str, typer.Argument(help='trec6, imdb or germeval')],
     labels:Annotated[list[int], typer.Option(help='Numbers of labels')]=[100],
     seeds:Annotated[int, typer.Option(help='How many')]=3,
+    only_seed:Annotated[list[int], typer.Option(help='These and no others, so that several can be run side by side')]=[],
     methods:Annotated[list[str], typer.Option(help='TF-IDF, semi-supervised, "semi-supervised, all labels", supervised, paper, stock, from nothing')]=['TF-IDF','semi-supervised','semi-supervised, all labels'],
     pretrained:Annotated[str, typer.Option(help='Weights to start from; if not given, base, or de for German')]='',
-    unlabelled:Annotated[int, typer.Option(help='IMDb: so many training reviews for stage two, and none of the others')]=0,
+    unlabelled:Annotated[int, typer.Option(help='IMDb: so many reviews for stage two; 0: those of the training set')]=0,
+    recipe:Annotated[str, typer.Option(help='auto: chosen in trials; together or gradual saves their time')]='auto',
+    only_lm:Annotated[str, typer.Option(help='fwd or bwd: train this language model of stage two and stop, so that both can be trained side by side')]='',
     minutes:Annotated[float, typer.Option(help='Of stage two, for each direction; 0: as long as it takes')]=0.,
     work:Annotated[Path, typer.Option(help='Folder for what is trained')]=Path('few-labels'),
     out:Annotated[Path, typer.Option(help='File of results')]=here/'results.jsonl',
@@ -104,9 +117,12 @@ def main(
     lang,bf16 = langs.get(name, 'en'),has_bfloat16() or torch.cuda.is_available()
     pretrained = pretrained or ('de' if lang=='de' else 'base')
     train,test = read_set(name)
-    texts = train.text.tolist()[:unlabelled or None]
+    texts = texts_for_stage_two(name, train, unlabelled)
+    if only_lm:
+        stage_two(name, texts, pretrained, lang, work, bf16, minutes or None, [only_lm])
+        return
     made  = [json.loads(o) for o in out.read_text().splitlines()] if out.exists() else []
-    for seed in range(seeds):
+    for seed in only_seed or range(seeds):
         for n in labels:
             labelled = draw(train, n, seed)
             for method in methods:
@@ -114,8 +130,8 @@ def main(
                 if any(all(o.get(k)==v for k,v in key.items()) for o in made): continue
                 lm = stage_two(name, texts, pretrained, lang, work, bf16, minutes or None) if method.startswith(('semi-supervised','paper','stock')) else None
                 began  = time.time()
-                errors = one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16)
-                row = dict(key, errors=errors, test=len(test), minutes=round((time.time()-began)/60, 2), bf16=bf16, threads=torch.get_num_threads(),
+                errors = one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16, recipe)
+                row = dict(key, recipe=recipe, errors=errors, test=len(test), minutes=round((time.time()-began)/60, 2), bf16=bf16, threads=torch.get_num_threads(), gpu=torch.cuda.is_available(),
                            versions=dict(ulmfit_ext=ulmfit_ext.__version__, torch=torch.__version__, fastai=fastai.__version__), machine=platform.machine())
                 with open(out, 'a') as f: f.write(json.dumps(row)+'\n')
                 print(json.dumps(row), flush=True)
