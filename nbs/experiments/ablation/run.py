@@ -65,7 +65,8 @@ def fit(learn, n_epoch, lr, cbs):
     cbs = [o() if isinstance(o, type) else o for o in cbs]
     with learn.no_bar(), learn.no_logging(): learn.fit(n_epoch, lr, cbs=[*cbs, KeepBest(), *half()])
 
-def half(): return [bfloat16()] if has_bfloat16() else []
+def is_half(): return torch.cuda.is_available() or has_bfloat16()
+def half():    return [bfloat16()] if is_half() else []
 
 def language_model(dls, name, backwards, work):
     "The folder of a language model, which is trained if it is not there; None for a classifier that begins from nothing"
@@ -152,7 +153,7 @@ def main(
                 said = answers(learn, test if row in main_rows else None)
                 if row in main_rows: np.savez_compressed(work/f'{row}-{epochs}-{seed}.npz', **said)
             res = dict(key, table=table, lm=lm, method=method, **errors(said, row in main_rows), **facts, train=len(dls.train_idx),
-                       minutes=round((time.time()-began)/60, 2), lm_lr=lm_lr, clas_lr=clas_lr, bs=64, bf16=has_bfloat16(), threads=torch.get_num_threads(),
+                       minutes=round((time.time()-began)/60, 2), lm_lr=lm_lr, clas_lr=clas_lr, bs=64, bf16=is_half(), gpu=torch.cuda.is_available(), threads=torch.get_num_threads(),
                        versions=dict(ulmfit_ext=ulmfit_ext.__version__, torch=torch.__version__, fastai=fastai.__version__), machine=platform.machine())
             with open(out, 'a') as f: f.write(json.dumps(res)+'\n')
             print({k:v for k,v in res.items() if k in ('row','seed','error','test_error','minutes','lm_perplexity')}, flush=True)
