@@ -48,13 +48,14 @@ def draw(train, n, seed):
     rare  = share.sample(n=2, random_state=seed) # two of each class at least
     return pd.concat([rows, rare[~rare.label.isin(rows.label)]]).sample(frac=1, random_state=seed).reset_index(drop=True)
 
-def stage_two(name, texts, pretrained, lang, work, bf16, minutes, sides=('fwd','bwd')):
-    "A folder with the language models of `sides`, fine-tuned on `texts`"
-    folder = work/f'{name}-{len(texts)}-{pretrained}'
+def stage_two(name, texts, pretrained, lang, work, bf16, minutes, sides=('fwd','bwd'), alone=False):
+    "A folder with the language models of `sides`, fine-tuned on `texts`; `alone`: they have read nothing before, and are of the same size"
+    folder = work/f"{name}-{len(texts)}-{pretrained}{'-alone'*alone}"
     for side in sides:
         if (folder/f'{side}.safetensors').exists(): continue
-        ulmfit = ULMFiT.from_df(pd.DataFrame(dict(text=texts)), work/f'{folder.name}-{side}-lm', pretrained, label_col=None, valid_pct=0.05,
-                                lang=lang, directions=side)
+        begin = dict(pretrained=None, config=load_lm(pretrained)[2]) if alone else dict(pretrained=pretrained)
+        ulmfit = ULMFiT.from_df(pd.DataFrame(dict(text=texts)), work/f'{folder.name}-{side}-lm', label_col=None, valid_pct=0.05,
+                                lang=lang, directions=side, **begin)
         ulmfit.fit_lm(bf16=bf16, minutes=minutes)
         learn = ulmfit.lms[side]
         save_lm(learn, folder, half=True, ulmfit_perplexity=float(np.exp(learn.validate()[0])))
@@ -85,7 +86,7 @@ def stock_error(ulmfit, lm, test, side):
 def one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16, recipe):
     path = work/f"run-{name}-{len(labelled)}-{seed}-{method.removesuffix(', all labels')}"
     kwargs = dict(lang=lang, seed=seed, directions='both')
-    if method.startswith('semi-supervised'):
+    if method.startswith('semi-supervised') or method=='without stage one':
         ulmfit = ULMFiT.from_df(labelled, path, lm, **kwargs).fit_classifier(bf16=bf16, recipe=recipe)
         return answers(ulmfit.refit() if method.endswith('all labels') else ulmfit, test)
     if method=='paper':
@@ -93,7 +94,8 @@ def one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16
     if method=='supervised':
         return answers(ULMFiT.from_df(labelled, path, pretrained, **kwargs).fit_lm(bf16=bf16).fit_classifier(bf16=bf16), test)
     if method=='from nothing':
-        return answers(ULMFiT.from_df(labelled, path, None, **kwargs).fit_classifier(bf16=bf16), test)
+        ulmfit = ULMFiT.from_df(labelled, path, None, config=load_lm(pretrained)[2], **kwargs)
+        return answers(ulmfit.fit_classifier(bf16=bf16, recipe=recipe), test)
     if method=='stock':
         ulmfit = ULMFiT.from_df(labelled, path, lm, bs=64, **kwargs)
         return {way: stock_error(ulmfit, lm, test, side) for way,side in (('forward','fwd'),)}
@@ -104,7 +106,7 @@ def main(
     labels:Annotated[list[int], typer.Option(help='Numbers of labels')]=[100],
     seeds:Annotated[int, typer.Option(help='How many')]=3,
     only_seed:Annotated[list[int], typer.Option(help='These and no others, so that several can be run side by side')]=[],
-    methods:Annotated[list[str], typer.Option(help='TF-IDF, semi-supervised, "semi-supervised, all labels", supervised, paper, stock, from nothing')]=['TF-IDF','semi-supervised','semi-supervised, all labels'],
+    methods:Annotated[list[str], typer.Option(help='TF-IDF, semi-supervised, "semi-supervised, all labels", supervised, paper, stock, without stage one, from nothing')]=['TF-IDF','semi-supervised','semi-supervised, all labels'],
     pretrained:Annotated[str, typer.Option(help='Weights to start from; if not given, base, or de for German')]='',
     unlabelled:Annotated[int, typer.Option(help='IMDb: so many reviews for stage two; 0: those of the training set')]=0,
     recipe:Annotated[str, typer.Option(help='auto: chosen in trials; together or gradual saves their time')]='auto',
@@ -119,7 +121,7 @@ def main(
     train,test = read_set(name)
     texts = texts_for_stage_two(name, train, unlabelled)
     if only_lm:
-        stage_two(name, texts, pretrained, lang, work, bf16, minutes or None, [only_lm])
+        stage_two(name, texts, pretrained, lang, work, bf16, minutes or None, [only_lm], 'without stage one' in methods)
         return
     made  = [json.loads(o) for o in out.read_text().splitlines()] if out.exists() else []
     for seed in only_seed or range(seeds):
@@ -128,7 +130,9 @@ def main(
             for method in methods:
                 key = dict(set=name, labels=n, seed=seed, method=method, pretrained=pretrained, texts=len(texts))
                 if any(all(o.get(k)==v for k,v in key.items()) for o in made): continue
-                lm = stage_two(name, texts, pretrained, lang, work, bf16, minutes or None) if method.startswith(('semi-supervised','paper','stock')) else None
+                lm = None
+                if method not in ('TF-IDF','supervised','from nothing'):
+                    lm = stage_two(name, texts, pretrained, lang, work, bf16, minutes or None, alone=method=='without stage one')
                 began  = time.time()
                 errors = one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16, recipe)
                 row = dict(key, recipe=recipe, errors=errors, test=len(test), minutes=round((time.time()-began)/60, 2), bf16=bf16, threads=torch.get_num_threads(), gpu=torch.cuda.is_available(),
