@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np,pandas as pd
 from ..core import *
+from .files import *
 from .tables import *
 from .tokens import *
 
@@ -98,14 +99,14 @@ def _corpus_files(path):
     "The files of the corpus at `path`, in order"
     path = Path(path)
     if path.is_file():
-        if file_kind(path) in table_readers: return [path]
+        if file_kind(path) in table_kinds: return [path]
         raise UlmfitError(f"cannot tell what '{path}' is: name it .txt, .csv, .tsv, .jsonl, .json or .parquet "
                           "(.gz may follow)")
     if not path.is_dir():
         raise UlmfitError(f"there is no corpus at '{path}': pass a folder of text files, a text file or a table "
                           f"(the current folder is '{Path.cwd()}')")
     def hidden(o): return any(p.startswith('.') for p in o.relative_to(path).parts)
-    files  = [o for o in sorted(path.rglob('*')) if o.is_file() and file_kind(o) in table_readers and not hidden(o)]
+    files  = [o for o in sorted(path.rglob('*')) if o.is_file() and file_kind(o) in table_kinds and not hidden(o)]
     txts   = [o for o in files if file_kind(o)=='txt']
     tables = [o for o in files if file_kind(o)!='txt']
     if txts and tables:
