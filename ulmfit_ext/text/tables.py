@@ -36,8 +36,6 @@ def read_table(
     "Read a table of texts. Raises `UlmfitError` where the file is missing, empty, of another kind or broken"
     df, = TableFile(path, sep, encoding).parts()
     if not len(df): raise UlmfitError(f"'{path}' has a header and no rows: it needs a row for each text")
-    twice = df.columns[df.columns.duplicated()].tolist()
-    if twice: raise UlmfitError(f"'{path}': {list(df).count(twice[0])} columns are called {twice[0]!r}: rename or drop all but one")
     return df
 
 # %% ../../nbs/11_text.tables.ipynb #b838740c
@@ -58,7 +56,7 @@ def get_column(
         raise UlmfitError(f'{col.shape[1]} columns are called {name!r}: rename or drop all but one')
     return col
 
-# %% ../../nbs/11_text.tables.ipynb #e00f1d5a
+# %% ../../nbs/11_text.tables.ipynb #581eac44
 def _from_dataset(o):
     "A `Dataset` as a `DataFrame`, with the names of classes in the place of their numbers"
     df = o.to_pandas() if hasattr(o, 'to_pandas') else pd.DataFrame(list(o))
