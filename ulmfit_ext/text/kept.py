@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeptTable', 'kept_table']
 
-# %% ../../nbs/17_text.kept.ipynb #2d43ba8e
+# %% ../../nbs/17_text.kept.ipynb #7f81af9f
 import json,os,shutil,warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..core import *
 from ..runs import *
 from .write import *
 
-# %% ../../nbs/17_text.kept.ipynb #13134338
+# %% ../../nbs/17_text.kept.ipynb #c589a9dc
 def _size(path): return path.stat().st_size if path.exists() else -1
 
 def _kept(folder, about):
@@ -25,10 +25,10 @@ def _kept(folder, about):
     others = [k for k in about if done.get('about', {}).get(k)!=about[k]]
     if not others: return done
     warnings.warn(f"in {folder} are {done.get('rows', 0):,} rows of a run that was stopped, with another {' and '.join(others)}: "
-                  "they are not used, and all begins anew", stacklevel=4)
+                  "they are not used, and all begins anew", stacklevel=3)
     return {}
 
-# %% ../../nbs/17_text.kept.ipynb #e65faa34
+# %% ../../nbs/17_text.kept.ipynb #7a0c37dd
 class KeptTable:
     "A table that grows in a folder beside `path`. Made by `kept_table`"
     def __init__(self, path, folder, about, to):
@@ -63,7 +63,7 @@ class KeptTable:
             self.file = self.folder/'new.parquet'
         os.replace(self.file, self.path)
 
-# %% ../../nbs/17_text.kept.ipynb #9a5fa55c
+# %% ../../nbs/17_text.kept.ipynb #c62d1a88
 @contextmanager
 def kept_table(
     path:Path, # File to write; an older one stays as it is until the block has ended well

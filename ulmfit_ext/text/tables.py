@@ -56,7 +56,7 @@ def get_column(
         raise UlmfitError(f'{col.shape[1]} columns are called {name!r}: rename or drop all but one')
     return col
 
-# %% ../../nbs/11_text.tables.ipynb #581eac44
+# %% ../../nbs/11_text.tables.ipynb #d4673f39
 def _from_dataset(o):
     "A `Dataset` as a `DataFrame`, with the names of classes in the place of their numbers"
     df = o.to_pandas() if hasattr(o, 'to_pandas') else pd.DataFrame(list(o))

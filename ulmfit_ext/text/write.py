@@ -133,7 +133,7 @@ def table_format(
         raise UlmfitError(f"writing {path} needs the package pyarrow: pip install pyarrow, or take another ending")
     return fmt,gz
 
-# %% ../../nbs/16_text.write.ipynb #f21ae32f
+# %% ../../nbs/16_text.write.ipynb #74dac2d6
 def _fitted(df, columns):
     "`df` with `columns` and in their order. Raises `UlmfitError` where it has others"
     if list(df.columns)==columns: return df
@@ -169,7 +169,7 @@ class GrowingTable:
             self.f.write(gzip.compress(data, mtime=0) if self.gz else data)
         self.f.flush()
 
-# %% ../../nbs/16_text.write.ipynb #0539c1d0
+# %% ../../nbs/16_text.write.ipynb #c9e4767f
 def _arrow_parts(path):
     "The tables that were written to a file one after the other"
     from pyarrow import ipc
@@ -214,7 +214,7 @@ def arrow_to_parquet(
         except pa.ArrowInvalid:   # a whole number too large for a float
             if to_strings: raise
 
-# %% ../../nbs/16_text.write.ipynb #7818b8ee
+# %% ../../nbs/16_text.write.ipynb #d1fea024
 @contextmanager
 def table_writer(
     path:Path, # File to write, with a suffix of `table_formats`, all but the last also with .gz; None: stdout
@@ -243,9 +243,10 @@ def check_delim(
     path:Path, # File to write; None: stdout
     classes:list, # What several labels of a text are taken from
     label_delim:str, # What is put between them, in CSV and TSV
+    to:str='csv', # What stdout gets
 ):
     "Raise `UlmfitError` where labels, once joined, could not be told apart: one holds `label_delim`, or has blanks around it"
-    if path is not None and table_format(path)[0] not in ('.csv','.tsv'): return
+    if table_format(path, to)[0] not in ('.csv','.tsv'): return
     odd = [c for c in map(str, classes) if label_parts(c, label_delim)!=[c]]
     if odd:
         raise UlmfitError(f"the class {odd[0]!r} cannot be told from others with {label_delim!r} between them: "
