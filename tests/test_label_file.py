@@ -120,7 +120,7 @@ def test_standard_input_and_output(model, tmp_path):
     assert 'labelled, in' in run('predict', model, '-', '--out', tmp_path/'b.csv', input=lines).stderr and len(read_table(tmp_path/'b.csv'))==20
 
 def test_what_is_wrong_with_standard_input(model):
-    assert "'standard input': no column 'text'" in run('predict', model, '-', input='body\na\n', code=1).stderr
+    assert "no column 'text': the columns are body" in run('predict', model, '-', input='body\na\n', code=1).stderr
     assert "'standard input' is empty" in run('predict', model, '-', input='', code=1).stderr
     assert 'needs one for each text' in run('predict', model, '-', input='text\n', code=1).stderr
     res = run('predict', model, '-', input='text,x\n'+'good cat,1\n'*20+'good, really,1\n', code=1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_begin', 'survey', 'time_span', 'FileLabeller']
 
-# %% ../nbs/34_label_file.ipynb #bf39ded7
+# %% ../nbs/34_label_file.ipynb #a29a9e52
 import hashlib,sys,time,warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +19,7 @@ from .text.kept import *
 from .labelled import *
 from .ensemble import *
 
-# %% ../nbs/34_label_file.ipynb #6a11957a
-def _check_column(names, text_col): get_column(pd.DataFrame(columns=list(names)), text_col, 'text_col')
-
+# %% ../nbs/34_label_file.ipynb #e23f7d5c
 def check_begin(
     table:TableFile, # The file
     text_col:str, # Column of the texts
@@ -29,7 +27,7 @@ def check_begin(
     "Read the first rows. Raises `UlmfitError` where there is no such column, or no row"
     first = next(table.parts(most=1000))
     if not len(first): raise UlmfitError(f"'{table.name}' has a header and no rows: it needs a row for each text")
-    _check_column(first.columns, text_col)
+    check_column(first.columns, text_col)
 
 def survey(
     table:TableFile, # The file
@@ -45,7 +43,7 @@ def survey(
         n += len(df)
     return list(names),n
 
-# %% ../nbs/34_label_file.ipynb #e01fcd0c
+# %% ../nbs/34_label_file.ipynb #e5aa5348
 def time_span(
     seconds:float, # How long it takes
 ) -> str:
@@ -68,7 +66,7 @@ class _Meter:
     def stop(self):
         if self.file is not None: self.file.write('\r\x1b[K')
 
-# %% ../nbs/34_label_file.ipynb #522fc35d
+# %% ../nbs/34_label_file.ipynb #83013159
 def _hash_tensors(h, tensors):
     for name,t in tensors.items():
         h.update(name.encode())
@@ -93,7 +91,7 @@ def _identity(path):
     o = Path(path).resolve().stat()
     return [str(Path(path).resolve()), o.st_size, o.st_mtime_ns]
 
-# %% ../nbs/34_label_file.ipynb #624c1380
+# %% ../nbs/34_label_file.ipynb #d7ae3ee5
 _most = 1024 # rows in a part
 
 class FileLabeller:
@@ -112,17 +110,17 @@ class FileLabeller:
         self.out = None if out is None or str(out)=='-' else Path(out)
         self.text_col,self.text_only,self.notes,self.to = text_col,text_only,notes,to
         self.at_least = check_at_least(at_least)
-        table_format(self.out, to)
         self._check_out()
         self.df    = path if isinstance(path, pd.DataFrame) else None
         self.table = None if self.df is not None else TableFile(path, **how)
         self.can_go_on = self.out is not None and self.table is not None and not self.table.is_stdin
-        if self.df is not None: _check_column(self.df.columns, text_col)
+        if self.df is not None: check_column(self.df.columns, text_col)
         elif not self.table.is_stdin: check_begin(self.table, text_col)
 
     def _check_out(self):
+        if self.out and self.out.is_dir(): raise UlmfitError(f'{self.out} is a folder: give the name of a file')
+        table_format(self.out, self.to)
         if self.out is None: return
-        if self.out.is_dir(): raise UlmfitError(f'{self.out} is a folder: give the name of a file')
         check = self.out.with_name(f'{self.out.name}.part') # what `kept_table` makes
         if check.exists(): return
         try:
@@ -131,7 +129,7 @@ class FileLabeller:
             check.unlink()
         except OSError as e: raise UlmfitError(f'cannot write {self.out} ({e.strerror or e}): choose another path, or make room') from None
 
-# %% ../nbs/34_label_file.ipynb #292eaceb
+# %% ../nbs/34_label_file.ipynb #296ad722
 @patch
 def _parts(self:FileLabeller, skip, columns):
     "Tables with the texts"
@@ -142,7 +140,7 @@ def _parts(self:FileLabeller, skip, columns):
     parts = self.table.parts(most=_most, most_chars=2**21, skip=skip, columns=columns, seconds=1. if is_stdin else None)
     for df in parts:
         if not len(df): continue
-        _check_column(df.columns, self.text_col)
+        check_column(df.columns, self.text_col)
         yield df[[self.text_col]] if self.text_only else df
 
 @patch
@@ -154,7 +152,7 @@ def _look(self:FileLabeller, ens):
     answer_names([self.text_col] if self.text_only else columns, ens.classes, notes=True)
     return columns,total
 
-# %% ../nbs/34_label_file.ipynb #c019f896
+# %% ../nbs/34_label_file.ipynb #afba3181
 @contextmanager
 def _plain(labeller):
     "What is written to stdout, or of what cannot be read again"
@@ -201,7 +199,7 @@ def _stopped(self:FileLabeller, table):
     if not table.rows: return 'Nothing was changed'
     return f'{table.rows:,} texts are labelled, in {self.out}.part: the same line goes on from there'
 
-# %% ../nbs/34_label_file.ipynb #b38d86c2
+# %% ../nbs/34_label_file.ipynb #cf648080
 @patch
 def _label(self:FileLabeller, ens, table, columns, delim, meter):
     "Label and write what `table` lacks"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['table_kinds', 'text_of', 'csv_rows', 'read_json', 'json_rows', 'in_parts', 'file_kind', 'reading_file', 'TableFile']
 
-# %% ../../nbs/11_text.files.ipynb #e36dfe99
+# %% ../../nbs/11_text.files.ipynb #7f020981
 import codecs,csv,gzip,io,itertools,json,shutil,sys,tempfile,time,warnings,zipfile,zlib
 from collections import Counter
 from contextlib import contextmanager,nullcontext,suppress
@@ -15,7 +15,7 @@ from ..core import *
 from ..core import patch
 from .encoding import *
 
-# %% ../../nbs/11_text.files.ipynb #bcde3c44
+# %% ../../nbs/11_text.files.ipynb #4ed04577
 @contextmanager
 def text_of(
     f, # A binary file
@@ -29,7 +29,7 @@ def text_of(
     finally:
         with suppress(ValueError): text.detach()   # it may be closed
 
-# %% ../../nbs/11_text.files.ipynb #53ed0123
+# %% ../../nbs/11_text.files.ipynb #7bfded7a
 def _csv_lines(f, sep, encoding):
     "For each row of a CSV file: the line on which it begins, and its fields"
     csv.field_size_limit(2**31-1) # of the whole process: a text may be long
@@ -76,7 +76,7 @@ def csv_rows(
     if short: warnings.warn(f"the rows of {n_short} lines have fewer fields than the header (lines {listing(short)}): what lacks "
                             "is missing. Does a line break stand in a text without quotes?", stacklevel=2)
 
-# %% ../../nbs/11_text.files.ipynb #6d2c0d2a
+# %% ../../nbs/11_text.files.ipynb #eb5bdece
 def _holds_rows(row, known, sep):
     "Do lines within a cell of `row` look like rows? `known`: what other rows hold, by column"
     n = len(row)
@@ -100,7 +100,7 @@ def _warn_of_swallowed(rows, n, sep):
                             "is a quote missing there, or one too many?", stacklevel=2)
 
 
-# %% ../../nbs/11_text.files.ipynb #a1891c1f
+# %% ../../nbs/11_text.files.ipynb #f7965923
 def _whole_numbers(s):
     "The column `s` as whole numbers, also where some are missing; as it is where they are too large"
     vals = [None if pd.isna(o) else int(o) for o in s]
@@ -119,7 +119,7 @@ def _json_table(rows):
     "A list of records, or an object of columns, as a `DataFrame`"
     return pd.DataFrame(rows, dtype=object).apply(_typed)
 
-# %% ../../nbs/11_text.files.ipynb #eed40bb6
+# %% ../../nbs/11_text.files.ipynb #508c4d21
 def _json_object(pairs):
     "An object of JSON as a dict. Raises `ValueError` where a name stands twice"
     res = dict(pairs)
@@ -153,7 +153,7 @@ def _objects_of(text):
         yield row
 
 
-# %% ../../nbs/11_text.files.ipynb #ebc83cad
+# %% ../../nbs/11_text.files.ipynb #3490f2ea
 def _n_chars(row): return sum(len(o) for o in (row.values() if isinstance(row, dict) else row) if isinstance(o, str))
 
 def in_parts(
@@ -177,7 +177,7 @@ def in_parts(
         part,n,began = [],0,None
     yield part
 
-# %% ../../nbs/11_text.files.ipynb #43dd2ac9
+# %% ../../nbs/11_text.files.ipynb #96cfa99f
 def _csv_parts(f, table, skip, **limits):
     rows   = csv_rows(f, table.sep, table.encoding)
     header = next(rows)
@@ -191,7 +191,7 @@ def _txt_parts(f, table, skip, **limits):
         lines = ([o.removesuffix('\n').removesuffix('\r')] for o in text)
         for part in in_parts(itertools.islice(lines, skip, None), **limits): yield pd.DataFrame(part, columns=['text'])
 
-# %% ../../nbs/11_text.files.ipynb #03cf0797
+# %% ../../nbs/11_text.files.ipynb #12ba6d02
 def _jsonl_parts(f, table, skip, columns=None, **limits):
     rows = json_rows(f, table.encoding)
     for part in in_parts(itertools.islice(rows, skip, None), **limits):
@@ -203,7 +203,7 @@ def _sliced(df, skip, most=None, **limits):
 
 def _json_parts(f, table, skip, **limits): yield from _sliced(read_json(f, table.encoding), skip, **limits)
 
-# %% ../../nbs/11_text.files.ipynb #e7ac99e4
+# %% ../../nbs/11_text.files.ipynb #7341ee1b
 @contextmanager
 def _seekable(f):
     "A context with the file `f`, or a copy where it cannot be read from its end"
@@ -231,7 +231,7 @@ def _parquet_parts(f, table, skip, most=None, **limits):
             if skip<len(batch): yield _from_arrow(Table.from_batches([batch])[skip:])
             skip = max(0, skip-len(batch))
 
-# %% ../../nbs/11_text.files.ipynb #98246294
+# %% ../../nbs/11_text.files.ipynb #15ac875f
 def _excel_rows(book):
     "The names of columns, then the rows of the first sheet"
     if len(book.sheetnames)>1:
@@ -256,7 +256,7 @@ def _xlsx_parts(f, table, skip, **limits):
         for part in in_parts(itertools.islice(rows, skip, None), **limits):
             yield pd.DataFrame(part, columns=header, dtype=object).apply(_typed)
 
-# %% ../../nbs/11_text.files.ipynb #23346d4a
+# %% ../../nbs/11_text.files.ipynb #4c3522d1
 _readers = dict(csv=_csv_parts, tsv=_csv_parts, txt=_txt_parts, json=_json_parts, jsonl=_jsonl_parts, parquet=_parquet_parts, xlsx=_xlsx_parts)
 table_kinds = list(_readers)
 
@@ -267,7 +267,7 @@ def file_kind(
     kind = path.name.lower().removesuffix('.gz').rpartition('.')[2]
     return 'jsonl' if kind=='ndjson' else kind
 
-# %% ../../nbs/11_text.files.ipynb #f612f7a8
+# %% ../../nbs/11_text.files.ipynb #922df8e4
 _broken = ValueError,OSError,EOFError,RuntimeError,KeyError,zlib.error,csv.Error,zipfile.BadZipFile
 
 @contextmanager
@@ -287,7 +287,7 @@ def reading_file(
         said = ' '.join(str(e).split())
         raise UlmfitError(f"cannot read '{path}' as {kind}: {said}. Is the file whole, and of the kind its name says?") from e
 
-# %% ../../nbs/11_text.files.ipynb #72c1d115
+# %% ../../nbs/11_text.files.ipynb #43e66e9f
 def _kind_of(head):
     "The kind of a table that begins with `head` and has no name"
     if head.startswith(b'PAR1'): return 'parquet'
@@ -301,7 +301,7 @@ def _has_lines(text):
     try: return isinstance(json.loads(first), dict) and bool(others.strip())
     except ValueError: return False
 
-# %% ../../nbs/11_text.files.ipynb #0b3f15ab
+# %% ../../nbs/11_text.files.ipynb #8faf0bf4
 def _check_names(df):
     twice = df.columns[df.columns.duplicated()].tolist()
     if twice: raise UlmfitError(f'{list(df).count(twice[0])} columns are called {twice[0]!r}: rename or drop all but one')
@@ -337,6 +337,10 @@ class TableFile:
         if not self.is_stdin and not self.path.is_file():
             raise UlmfitError(f"no file '{self.path}': check the path (the current folder is '{Path.cwd()}')")
 
+    @property
+    def n_read(self): # bytes of the file, gzipped or not, that have been read
+        return (getattr(self._file, 'fileobj', None) or self._file).tell()
+
     def parts(self,
         most:int=None, # Rows in a part; None: all are one part
         skip:int=0, # Rows to leave out at the beginning
@@ -344,12 +348,13 @@ class TableFile:
     ): # Yields a DataFrame for each part; the last may be empty
         "The table, whole or in parts. Raises `UlmfitError` where it is broken"
         if self.kind!='jsonl': limits.pop('columns', None)
-        with self._errors(), self._opened() as f:
+        with self._errors(), self._opened() as self._file:
+            f = self._file
             for df in _readers[self.kind](f, self, skip, most=most, **limits):
                 _check_names(df)
                 yield df
 
-# %% ../../nbs/11_text.files.ipynb #7983a899
+# %% ../../nbs/11_text.files.ipynb #c74b4e74
 _beginning = 2**16 # bytes that are looked at
 
 def _peekable(f):

@@ -133,7 +133,7 @@ def table_format(
         raise UlmfitError(f"writing {path} needs the package pyarrow: pip install pyarrow, or take another ending")
     return fmt,gz
 
-# %% ../../nbs/16_text.write.ipynb #74dac2d6
+# %% ../../nbs/16_text.write.ipynb #cd7fff88
 def _fitted(df, columns):
     "`df` with `columns` and in their order. Raises `UlmfitError` where it has others"
     if list(df.columns)==columns: return df
@@ -169,7 +169,7 @@ class GrowingTable:
             self.f.write(gzip.compress(data, mtime=0) if self.gz else data)
         self.f.flush()
 
-# %% ../../nbs/16_text.write.ipynb #c9e4767f
+# %% ../../nbs/16_text.write.ipynb #ad6098a0
 def _arrow_parts(path):
     "The tables that were written to a file one after the other"
     from pyarrow import ipc
@@ -214,7 +214,7 @@ def arrow_to_parquet(
         except pa.ArrowInvalid:   # a whole number too large for a float
             if to_strings: raise
 
-# %% ../../nbs/16_text.write.ipynb #d1fea024
+# %% ../../nbs/16_text.write.ipynb #efb6ea9a
 @contextmanager
 def table_writer(
     path:Path, # File to write, with a suffix of `table_formats`, all but the last also with .gz; None: stdout
