@@ -4,9 +4,10 @@
     python benchmarks/label_file.py --gb 0.1 --rows 10000      # less of both
     python benchmarks/label_file.py --model FOLDER --out label_file.json
 
-The file repeats the passages of the sample. It is read once from its beginning to its end, as `ulmfit predict` does before the work, and then labelled in parts by a
-small model (one with random weights, unless a folder is given: what is measured does not depend on what it has learned). Resident size (of the process, with all of PyTorch) is noted before,
-after the look at the file, and after 1, 10 and 100 thousand rows. Then the process is killed, and another goes on where it was. Linux only."""
+The file repeats the passages of the sample. It is read once from its beginning to its end, as `ulmfit predict` does before
+the work, and then labelled in parts by a small model. That has random weights, unless a folder is given: what is measured does
+not depend on what it has learned. Resident size, with all of PyTorch, is noted before, after the look at the file, and after
+1, 10 and 100 thousand rows. Then the process is killed, and another goes on where it was. Linux only."""
 import argparse,json,os,signal,subprocess,sys,tempfile,time,warnings
 from pathlib import Path
 

@@ -119,7 +119,8 @@ def _load_model(model, quantize):
 @command('ulmfit predict ulmfit/model more.csv --text review --out answers.csv',
          'ulmfit predict ulmfit/model --sentence "Worth every minute"',
          'zcat texts.jsonl.gz | ulmfit predict ulmfit/model - --to jsonl --at-least 0.9 > answers.jsonl',
-         Input='text sentence sep encoding kind', Output='out to text_only at_least notes label_delim', Speed='quantize')
+         Input='text sentence sep encoding kind', Output='out to text_only at_least notes label_delim',
+         Speed='quantize')
 def predict(
     model:Path, # Folder of a trained model
     file:Path=None, # Table of texts, of any size; - for standard input
@@ -127,13 +128,13 @@ def predict(
     sentence:list[str]=[], # A text, instead of FILE; may be given several times
     sep:str=None, # What stands between fields of FILE, such as ';' or tab
     encoding:str=None, # How FILE is encoded, such as latin-1
-    kind:str=None, # What FILE is. If not given: as its name says; of standard input by its beginning
-    out:Path=None, # File for the answers: .csv, .tsv, .jsonl or .parquet. If not given, or -: stdout. The same line goes on where it was stopped
+    kind:str=None, # What FILE is. If not given: as its name says, or its beginning
+    out:Path=None, # File for the answers: .csv, .tsv, .jsonl or .parquet. If not given, or -: stdout
     to:str='csv', # What stdout gets
     text_only:bool=False, # Of the columns of FILE keep only the texts
     at_least:float=None, # Leave the label empty where the model is less sure than that, such as 0.9
-    notes:bool=False, # Add a column that says which texts are empty, or mostly of words that the model does not know
-    label_delim:str=None, # What to put between labels, where a text may have several. If not given: as in training, or a comma
+    notes:bool=False, # Add a column: which texts are empty, or mostly of unknown words
+    label_delim:str=None, # What to put between labels, where a text may have several
     quantize:bool=False, # Compute in 8-bit integers, on the CPU
 ):
     "Label texts: beside each its label, how sure the model is, and the probability of every class."
@@ -146,7 +147,8 @@ def predict(
     with redirect_stdout(sys.stderr): ens = _load_model(model, quantize)
     shows  = sys.stderr.isatty()
     n,rate = labeller.run(ens, label_delim, sys.stderr if shows and len(sentence)<2 else None)
-    if labeller.out: print(f'{n:,} texts labelled, in {out}' + f' ({rate:,.0f} a second)'*shows, file=sys.stderr)
+    if not labeller.out: return
+    print(f'{n:,} texts labelled, in {out}' + f' ({rate:,.0f} a second)'*shows, file=sys.stderr)
 
 # %% ../nbs/42_cli.ipynb #33b75f27
 @command('ulmfit evaluate ulmfit/model checked.csv --text review --label stars --plot confusion.png',

@@ -432,7 +432,6 @@ def predict(self:ULMFiT,
 ): # Of one: its label, the label's number, and the probability of each class. Of many: a DataFrame
     "The label of one text, or the table of many: `BidirEnsemble.predict`"
     return self.ensemble.predict(text, **kwargs)
-
 @patch
 def predict_df(self:ULMFiT,
     texts, # A table with a column of raw texts, or the texts: a list, a Series, any iterable of `str`

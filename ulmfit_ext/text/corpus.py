@@ -56,7 +56,8 @@ def _table_texts(path, text_col):
 def _decoded(f, path):
     "The text file `f`, decoded; an error where it is UTF-16, a warning where it is not UTF-8"
     head = f.read(1024)
-    if b'\0' in head or head[:2] in (codecs.BOM_UTF16_LE,codecs.BOM_UTF16_BE): raise UlmfitError('the file looks like UTF-16: save it as UTF-8')
+    is_wide = b'\0' in head or head[:2] in (codecs.BOM_UTF16_LE,codecs.BOM_UTF16_BE)
+    if is_wide: raise UlmfitError('the file looks like UTF-16: save it as UTF-8')
     f.seek(0)
     return io.TextIOWrapper(f, 'utf-8-sig', errors='replace')
 

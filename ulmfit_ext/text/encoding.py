@@ -136,8 +136,8 @@ def check_encoding(
         raise UlmfitError(f"encoding is {name!r}, which is none: pass one such as 'utf-8', 'latin-1', 'cp1252' or 'utf-16'") from None
     return name
 
-_shown = {'utf-8': 'UTF-8', 'utf-8-sig': 'UTF-8', 'latin-1': 'Latin-1', 'iso8859-1': 'Latin-1', 'cp1252': 'Windows-1252', 'cp1250': 'Windows-1250',
-          'cp1251': 'Windows-1251', 'cp1253': 'Windows-1253', 'cp1254': 'Windows-1254', 'cp932': 'Shift-JIS', 'gb18030': 'GB 18030'}
+_shown = {'utf-8': 'UTF-8', 'utf-8-sig': 'UTF-8', 'latin-1': 'Latin-1', 'iso8859-1': 'Latin-1', 'cp932': 'Shift-JIS',
+          'gb18030': 'GB 18030', **{f'cp{o}': f'Windows-{o}' for o in range(1250, 1259)}}
 
 def encoding_name(
     name:str, # An encoding

@@ -50,7 +50,7 @@ def _header(rows):
     "The first row that is not blank, as names of columns"
     fields = next((row for _,row in rows if ''.join(row).strip()), None)
     if fields is None: raise ValueError('it has no header')
-    if '\0' in ''.join(fields): raise UlmfitError("the file looks like UTF-16, and is not quite that: save it as UTF-8")
+    if '\0' in ''.join(fields): raise UlmfitError("it looks like UTF-16, and is not quite that: save it as UTF-8")
     return [o or f'Unnamed: {i}' for i,o in enumerate(fields)]
 
 def csv_rows(
@@ -257,7 +257,8 @@ def _xlsx_parts(f, table, skip, **limits):
             yield pd.DataFrame(part, columns=header, dtype=object).apply(_typed)
 
 # %% ../../nbs/11_text.files.ipynb #4c3522d1
-_readers = dict(csv=_csv_parts, tsv=_csv_parts, txt=_txt_parts, json=_json_parts, jsonl=_jsonl_parts, parquet=_parquet_parts, xlsx=_xlsx_parts)
+_readers = dict(csv=_csv_parts, tsv=_csv_parts, txt=_txt_parts, json=_json_parts, jsonl=_jsonl_parts,
+                parquet=_parquet_parts, xlsx=_xlsx_parts)
 table_kinds = list(_readers)
 
 def file_kind(
@@ -279,7 +280,8 @@ def reading_file(
     try: yield
     except UlmfitError as e: raise (e if str(path) in str(e) else UlmfitError(f"'{path}': {e}"))
     except UnicodeDecodeError as e:
-        raise UlmfitError(f"'{path}' is not {encoding_name(e.encoding)} throughout: say with encoding= what it is, or save it as UTF-8") from e
+        raise UlmfitError(f"'{path}' is not {encoding_name(e.encoding)} throughout: say with encoding= what it is, "
+                          "or save it as UTF-8") from e
     except ImportError as e:
         package = 'openpyxl' if kind=='xlsx' else 'pyarrow'
         raise UlmfitError(f"reading '{path}' needs the package {package}: pip install {package}") from e
@@ -302,10 +304,6 @@ def _has_lines(text):
     except ValueError: return False
 
 # %% ../../nbs/11_text.files.ipynb #8faf0bf4
-def _check_names(df):
-    twice = df.columns[df.columns.duplicated()].tolist()
-    if twice: raise UlmfitError(f'{list(df).count(twice[0])} columns are called {twice[0]!r}: rename or drop all but one')
-
 class TableFile:
     "A table on disk, or what standard input brings, and how it is read"
     def __init__(self,
@@ -332,8 +330,8 @@ class TableFile:
 
     def _check(self):
         if self.kind not in (*table_kinds, *([None] if self.is_stdin else [])):
-            raise UlmfitError(f"cannot tell what '{self.path}' is: name it .csv, .tsv, .jsonl, .ndjson, .json, .txt, .xlsx or .parquet "
-                              "(.gz may follow), or pass a DataFrame")
+            raise UlmfitError(f"cannot tell what '{self.path}' is: name it .csv, .tsv, .jsonl, .ndjson, .json, .txt, .xlsx "
+                              "or .parquet (.gz may follow), or pass a DataFrame")
         if not self.is_stdin and not self.path.is_file():
             raise UlmfitError(f"no file '{self.path}': check the path (the current folder is '{Path.cwd()}')")
 
@@ -341,18 +339,25 @@ class TableFile:
     def n_read(self): # bytes of the file, gzipped or not, that have been read
         return (getattr(self._file, 'fileobj', None) or self._file).tell()
 
-    def parts(self,
-        most:int=None, # Rows in a part; None: all are one part
-        skip:int=0, # Rows to leave out at the beginning
-        **limits # `most_chars` and `seconds` of `in_parts`; `columns` of a file of JSON lines, where known
-    ): # Yields a DataFrame for each part; the last may be empty
-        "The table, whole or in parts. Raises `UlmfitError` where it is broken"
-        if self.kind!='jsonl': limits.pop('columns', None)
-        with self._errors(), self._opened() as self._file:
-            f = self._file
-            for df in _readers[self.kind](f, self, skip, most=most, **limits):
-                _check_names(df)
-                yield df
+
+# %% ../../nbs/11_text.files.ipynb #a50d075a
+def _check_names(df):
+    twice = df.columns[df.columns.duplicated()].tolist()
+    if twice: raise UlmfitError(f'{list(df).count(twice[0])} columns are called {twice[0]!r}: rename or drop all but one')
+
+@patch
+def parts(self:TableFile,
+    most:int=None, # Rows in a part; None: all are one part
+    skip:int=0, # Rows to leave out at the beginning
+    **limits # `most_chars` and `seconds` of `in_parts`; `columns` of a file of JSON lines, where known
+): # Yields a DataFrame for each part; the last may be empty
+    "The table, whole or in parts. Raises `UlmfitError` where it is broken"
+    if self.kind!='jsonl': limits.pop('columns', None)
+    with self._errors(), self._opened() as self._file:
+        f = self._file
+        for df in _readers[self.kind](f, self, skip, most=most, **limits):
+            _check_names(df)
+            yield df
 
 # %% ../../nbs/11_text.files.ipynb #c74b4e74
 _beginning = 2**16 # bytes that are looked at

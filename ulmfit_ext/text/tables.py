@@ -29,8 +29,8 @@ def sample_table(
 
 # %% ../../nbs/11_text.tables.ipynb #a6a6d625
 def read_table(
-    path:str|Path, # A csv, tsv, jsonl, ndjson, json, txt, xlsx or parquet file, optionally with .gz after that
-    sep:str=None, # What stands between fields of CSV; None: found out, and said where it is not what the name says
+    path:str|Path, # A csv, tsv, jsonl, ndjson, json, txt, xlsx or parquet file; .gz may follow
+    sep:str=None, # What stands between fields of CSV; None: found out, and said
     encoding:str=None, # How its text is encoded; None: found out, and said where it is not UTF-8
 ) -> pd.DataFrame: # The table, never empty
     "Read a table of texts. Raises `UlmfitError` where the file is missing, empty, of another kind or broken"
@@ -71,7 +71,8 @@ def _from_dataset(o):
         names = getattr(kind, 'names', None)   # of a `ClassLabel`
         if not names: continue
         df[col] = [names[int(i)] if i is not None and i>=0 else None for i in df[col].tolist()]
-        warnings.warn(f"the numbers of column {col!r} are read as the classes that the Dataset says they are: {listing(names)}", stacklevel=3)
+        warnings.warn(f"the numbers of column {col!r} are read as the classes that the Dataset says they are: "
+                      f"{listing(names)}", stacklevel=3)
     return df
 
 def as_frame(
@@ -81,7 +82,8 @@ def as_frame(
     "`df` as a `DataFrame`. Raises `UlmfitError` where it is something else or has no rows"
     if isinstance(df, (str,Path)): return read_table(df)
     if isinstance(df, dict) and all(hasattr(o, 'features') for o in df.values()):
-        raise UlmfitError(f"{what} is a {type(df).__name__} of {listing(df)}: pass one of them, such as data['{next(iter(df), '')}']")
+        raise UlmfitError(f"{what} is a {type(df).__name__} of {listing(df)}: pass one of them, such as "
+                          f"data['{next(iter(df), '')}']")
     if hasattr(df, 'features') and hasattr(df, '__iter__'): df = _from_dataset(df)
     if not isinstance(df, pd.DataFrame) and hasattr(df, 'to_pandas'): df = df.to_pandas()
     if not isinstance(df, pd.DataFrame):
