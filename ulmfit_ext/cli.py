@@ -137,7 +137,9 @@ def predict(
     label_delim:str=None, # What to put between labels, where a text may have several
     quantize:bool=False, # Compute in 8-bit integers, on the CPU
 ):
-    "Label texts: beside each its label, how sure the model is, and the probability of every class."
+    """Label texts: beside each its label, how sure the model is, and the probability of every class.
+
+    Where answers go to a file, the same line goes on where it was stopped."""
     if bool(file)==bool(sentence): raise typer.BadParameter('give either a FILE or --sentence')
     import pandas as pd
     from ulmfit_ext.label_file import FileLabeller

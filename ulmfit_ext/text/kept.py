@@ -36,6 +36,7 @@ class KeptTable:
         self.fmt,gz = table_format(path, to)
         kept = _kept(folder, about)
         self.rows,self.facts,size = kept.get('rows', 0),kept.get('facts', {}),kept.get('size', 0)
+        if not kept: (folder/'done.json').unlink(missing_ok=True)
         self.file = folder/'rows'
         self.file.touch()
         os.truncate(self.file, size)
@@ -74,9 +75,10 @@ def kept_table(
     if path.is_dir(): raise UlmfitError(f'{path} is a folder: give the name of a file')
     table_format(path, to)
     folder = path.with_name(f'{path.name}.part')
-    table,is_done = None,False
+    table,has_lock,is_done = None,False,False
     try:
         with run_lock(folder):
+            has_lock = True
             table = KeptTable(path, folder, about, to)
             try:
                 yield table
@@ -88,4 +90,4 @@ def kept_table(
         if of_other_file: raise
         raise UlmfitError(f'cannot write {path} ({e.strerror or e}): choose another path, or make room') from None
     finally:
-        if is_done or table is not None and not table.rows: shutil.rmtree(folder, ignore_errors=True)
+        if has_lock and (is_done or not (folder/'done.json').exists()): shutil.rmtree(folder, ignore_errors=True)
