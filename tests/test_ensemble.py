@@ -254,7 +254,8 @@ def test_predict_answers_as_a_learner_does(ens, multi):
             a,b = one.predict(text),e.fwd.predict(text)
             assert list(a[0])==list(b[0]) and torch.equal(a[1], b[1]) and a[1].dtype==b[1].dtype
             close(a[2], b[2])
-    with raises('predict_df'): ens.predict(['good'])
+    with raises('takes no at_least'): ens.predict('good', at_least=.9)
+    with raises('expected a list of texts and got a int'): ens.predict(3)
 
 def test_predictions_from_threads(ens):
     texts = make_df(24, seed=3).text.tolist()
@@ -274,6 +275,40 @@ def test_predict_df_keeps_the_table(ens):
     close(ens.predict_df(df.rename(columns=dict(text='body')), text_col='body')[['neg','pos']], res[['neg','pos']])
     for o in (df.text, df.text.tolist(), tuple(df.text), df.text.values): close(ens.predict_df(o)[['neg','pos']], res[['neg','pos']])
     assert list(ens.predict_df(df.text).index)==['b','a','b']
+
+def test_predict_takes_what_people_have(ens):
+    "A string; a list, a column, a table, a generator, a Dataset-like table: the same answers, beside the texts"
+    texts = make_df(5, seed=4).text.tolist()
+    want  = [ens.predict(t) for t in texts]
+    for many in (texts, tuple(texts), np.array(texts), pd.Series(texts), pd.DataFrame(dict(text=texts)), (t for t in texts), iter(texts)):
+        res = ens.predict(many)
+        assert res.label.tolist()==[o[0] for o in want] and res.text.tolist()==texts
+        close(res[['neg','pos']], torch.stack([o[2] for o in want]))
+    assert list(ens.predict(pd.Series(texts, index=list('abcde'))).index)==list('abcde')
+    assert ens.predict(pd.DataFrame(dict(body=texts)), text_col='body').label.tolist()==[o[0] for o in want]
+    datasets = pytest.importorskip('datasets')
+    assert ens.predict(datasets.Dataset.from_dict(dict(text=texts))).label.tolist()==[o[0] for o in want]
+
+def test_below_a_threshold_the_label_is_empty(ens):
+    df = make_df(30, seed=4)
+    all_ = ens.predict_df(df)
+    p = float(all_.confidence.median())
+    res = ens.predict_df(df, at_least=p)
+    assert res.pred_label.isna().tolist()==(all_.confidence<p).tolist() and 0<res.pred_label.isna().sum()<30
+    pd.testing.assert_frame_equal(res.drop(columns='pred_label'), all_.drop(columns='pred_label'))
+    assert ens.predict_df(df, at_least=0).equals(all_) and ens.predict_df(df, at_least=1).pred_label.isna().all()
+    for wrong in (90, -.1, '0.9'):
+        with raises('at_least is .*between 0 and 1'): ens.predict_df(df, at_least=wrong)
+
+def test_notes(ens):
+    "Of texts that say nothing to the model; a column, or a warning with the rows"
+    known = ' '.join([o for o in ens.first.processor.vocab if o.isalpha() and not o.startswith('xx')][:2])
+    texts = [known, '', None, 'qwrty plugh xyzzy', ' \n', f'{known} qwrty']
+    res = ens.predict_df(texts, notes=True)
+    assert [o if isinstance(o, str) else None for o in res.note]==[None,'empty','empty','mostly unknown words','empty',None] and list(res)[-1]=='note'
+    with pytest.warns(UserWarning) as told: res = ens.predict_df(texts)
+    said = [str(o.message) for o in told]
+    assert 'note' not in res and any('3 of 6 texts are empty (rows 1, 2, 4,' in o for o in said) and any('1 of 6 texts are mostly of words' in o and '(rows 3,' in o for o in said)
 
 def test_predict_df_names(ens):
     df = pd.DataFrame(dict(text=['good'], label=['pos'], pos=[1]))

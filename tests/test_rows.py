@@ -12,6 +12,7 @@ from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.scores import label_targets
 from ulmfit_ext.text.labels import label_name,read_labels,visible
+from ulmfit_ext.text.files import TableFile
 from ulmfit_ext.text.tables import read_table
 from ulmfit_ext.text.write import check_delim,write_table
 
@@ -97,12 +98,14 @@ def test_files_come_in_as_they_are(df, kind, gz, data):
         path = Path(d)/(f'x.{kind}'+'.gz'*gz)
         path.write_bytes(gzip.compress(raw) if gz else raw)
         got = or_named(lambda: read_table(path))
+        parts = or_named(lambda: list(TableFile(path).parts(most=2, columns=list(df.columns))))
     if got is None: # nothing but an empty file may be refused, and on Python 3.10 a NUL in a CSV
         assert raw.isspace() or b'\0' in raw and kind in ('csv','tsv') and platform.python_version_tuple()[1]=='10'
         return
     empty = '' if kind in ('json','jsonl','parquet') else None # an empty cell of a CSV is missing
     assert list(got.columns)==list(df.columns)
     assert rows_of(got)==[[o or empty for o in row] for row in df.values.tolist()]
+    assert [row for o in parts for row in rows_of(o)]==rows_of(got), 'and the same in parts'
 
 @prop(60, rows=st.lists(cells, min_size=1, max_size=6), kind=st.sampled_from(['jsonl','json']))
 def test_numbers_of_json_stay_what_they_are(rows, kind):
@@ -120,11 +123,12 @@ def test_any_bytes_are_a_table_or_a_named_error(raw, kind):
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/f'x.{kind}').write_bytes(raw)
         got = or_named(lambda: read_table(Path(d)/f'x.{kind}'))
+        how = or_named(lambda: TableFile(Path(d)/f'x.{kind}'))
     if got is None or kind not in ('csv','tsv','txt'): return
-    t = raw.decode('utf-8-sig')
+    t = raw.decode(how.encoding).removeprefix('\ufeff')
     if kind=='txt': assert len(got)==t.removesuffix('\n').count('\n')+1
     else: # no row is lost, but blank lines where there are several columns
-        rows = [o for o in csv.reader(io.StringIO(t, newline=''), delimiter=',' if kind=='csv' else '\t', strict=True)]
+        rows = [o for o in csv.reader(io.StringIO(t, newline=''), delimiter=how.sep, strict=True)]
         rows = rows[next(i for i,o in enumerate(rows) if ''.join(o).strip())+1:]
         assert len(got)==sum(got.shape[1]==1 or len(o)>1 or bool(''.join(o).strip()) for o in rows)
 

@@ -1,5 +1,6 @@
 "Tables: files, columns, labels and the split, and what is said where they are wrong"
 import gzip,json,random
+from contextlib import nullcontext
 import numpy as np,pandas as pd,pytest,torch
 from fastcore.foundation import L
 from made_up import make_df
@@ -8,6 +9,7 @@ from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.text.corpus import TextStream
 from ulmfit_ext.text.loaders import text_setup
 from ulmfit_ext.text.labels import read_labels
+from ulmfit_ext.text.files import TableFile
 from ulmfit_ext.text.tables import read_table,unlabelled_texts
 from ulmfit_ext.text.write import write_table
 
@@ -47,8 +49,8 @@ def test_read_table_txt(tmp_path):
     assert read_table(tmp_path/'x.txt').text.tolist()==['one','','two'] and unlabelled_texts(tmp_path/'x.txt', 'text')==['one','two']
 
 @pytest.mark.parametrize('name,content,match', [
-    ('a.csv', b'', 'is empty'), ('a.csv', b' \n ', 'is empty'), ('a.csv', b'text,label\n', 'no rows'), ('a.xlsx', b'x', 'cannot tell'), ('a', b'x', 'cannot tell'),
-    ('a.csv', 'text\nü'.encode('latin1'), 'not UTF-8'), ('a.csv', b'a,b\n1,2\n1,2,3\n', 'line 3'), ('a.jsonl', b'{"a":1}\n{"a":\n', 'line 2'),
+    ('a.csv', b'', 'is empty'), ('a.csv', b' \n ', 'is empty'), ('a.csv', b'text,label\n', 'no rows'), ('a.xls', b'x', 'cannot tell'), ('a.xlsx', b'x', 'cannot read'), ('a', b'x', 'cannot tell'),
+    ('a.csv', b'text\ncaf\xc3\xa9\nna\xefve\n', 'UTF-8, but for a byte in line 3'), ('a.csv', b'a,b\n1,2\n1,2,3\n', 'line 3'), ('a.jsonl', b'{"a":1}\n{"a":\n', 'line 2'),
     ('a.jsonl', b'[1]\n', 'line 1'), ('a.json', b'3', 'list of objects'), ('a.json', b'{"a": 1', 'cannot read'), ('a.json', b'{"a": 1}', 'cannot read'), ('a.json', b'['*100000, 'cannot read'),
     ('a.parquet', b'PAR1 no', 'cannot read'), ('a.csv.gz', b'not gzip', 'cannot read'), ('a.csv.gz', gzip.compress(b'text\na\n'*99)[:30], 'cannot read'), ('a.csv.gz', b'', 'cannot read|empty')])
 def test_read_table_says_what_is_wrong(tmp_path, name, content, match):
@@ -128,6 +130,92 @@ def test_read_table_missing(tmp_path):
 def test_surrogates_in_json(tmp_path):
     (tmp_path/'a.jsonl').write_text('\n'.join(json.dumps({'text': t, 'label': l}) for t,l in [('a \ud800','x'),('b \udc00','y')]*4))
     assert 'a' in ulmfit_dls(tmp_path/'a.jsonl', path=tmp_path, min_freq=1).vocab
+
+
+# ---- files as they come
+
+rows = [('Größer, „naïve“ – 5 €','pos'), ('two\nlines; "quoted"\tand a tab','neg'), ('café','pos')]
+
+def as_csv(sep): return pd.DataFrame(rows, columns=['text','label']).to_csv(index=False, sep=sep)
+
+@pytest.mark.parametrize('encoding,name', [('utf-8',''), ('utf-8-sig',''), ('cp1252','Windows-1252'), ('utf-16','UTF-16'), ('utf-16-le','UTF-16'), ('utf-16-be','UTF-16')])
+@pytest.mark.parametrize('sep', [',',';','\t','|'])
+@pytest.mark.parametrize('file', ['a.csv','a.tsv','a.csv.gz'])
+def test_encodings_and_separators_are_found_out_and_said(tmp_path, encoding, name, sep, file):
+    b = as_csv(sep).encode(encoding)
+    (tmp_path/file).write_bytes(gzip.compress(b) if file.endswith('gz') else b)
+    is_usual = sep==('\t' if file=='a.tsv' else ',')
+    said = [*([name] if name else []), *([] if is_usual else [f"separator {'tab' if sep==chr(9) else repr(sep)}"])]
+    with pytest.warns(UserWarning) if said else nullcontext() as told: got = read_table(tmp_path/file)
+    assert got.values.tolist()==[list(o) for o in rows]
+    if said: assert all(o in str(told[0].message) for o in ['is read as', *said]) and len(told)==1
+    assert read_table(tmp_path/file, sep=sep, encoding=encoding).equals(got), 'nothing is said where the user has said it'
+
+def test_latin_1_is_called_that(tmp_path):
+    (tmp_path/'a.csv').write_bytes('text;label\nça va?;a\n'.encode('latin-1'))
+    with pytest.warns(UserWarning, match="is read as Latin-1 .or pass encoding=….*separator ';' .or pass sep=…."): assert read_table(tmp_path/'a.csv').text[0]=='ça va?'
+
+def test_what_the_user_says_goes(tmp_path):
+    (tmp_path/'a.csv').write_bytes('text;label\nĄ;a\n'.encode('cp1250'))
+    assert read_table(tmp_path/'a.csv', ';', 'cp1250').text[0]=='Ą'
+    assert list(read_table(tmp_path/'a.csv', ',', 'cp1250').columns)==['text;label']
+    with fails("a.csv' is not UTF-8 throughout: say with encoding="): read_table(tmp_path/'a.csv', ';', 'utf-8')
+    with fails("encoding is 'klingon'"): read_table(tmp_path/'a.csv', encoding='klingon')
+    with fails("sep is ';;'"): read_table(tmp_path/'a.csv', sep=';;')
+
+def test_a_comma_in_texts_is_no_reason_to_leave_it(tmp_path):
+    "Nor is a semicolon in a header, where commas fit all rows"
+    (tmp_path/'a.csv').write_text('text,label;note\na;b,x\nc;d,y\n')
+    assert read_table(tmp_path/'a.csv').text.tolist()==['a;b','c;d']
+    (tmp_path/'b.csv').write_text('text\nGood; really\n')
+    assert read_table(tmp_path/'b.csv').text.tolist()==['Good; really']
+
+@pytest.mark.parametrize('encoding', ['latin-1','utf-16'])
+@pytest.mark.parametrize('file', ['a.txt','a.jsonl','a.json'])
+def test_encodings_of_other_kinds(tmp_path, encoding, file):
+    row = dict(text='café', label='a')
+    (tmp_path/file).write_bytes({'a.txt': 'café\n', 'a.jsonl': json.dumps(row, ensure_ascii=False)+'\n', 'a.json': json.dumps([row], ensure_ascii=False)}[file].encode(encoding))
+    with pytest.warns(UserWarning, match='Latin-1|UTF-16'): assert read_table(tmp_path/file).text.tolist()==['café']
+
+def test_lines_of_json_under_any_name(tmp_path):
+    lines = ''.join(json.dumps(dict(text=t, n=i))+'\n' for i,t in enumerate('abc'))
+    for o in ('a.ndjson','a.ndjson.gz','a.jsonl'): (tmp_path/o).write_bytes(gzip.compress(lines.encode()) if o.endswith('gz') else lines.encode())
+    assert all(read_table(tmp_path/o).n.tolist()==[0,1,2] for o in ('a.ndjson','a.ndjson.gz','a.jsonl'))
+    (tmp_path/'a.json').write_text(lines)
+    with pytest.warns(UserWarning, match='a JSON object a line'): assert read_table(tmp_path/'a.json').n.tolist()==[0,1,2]
+    (tmp_path/'b.json').write_text('{"text": ["a","b"]}\n')
+    assert len(read_table(tmp_path/'b.json'))==2
+
+def test_excel(tmp_path):
+    pytest.importorskip('openpyxl')
+    df = pd.DataFrame(dict(text=['naïve','b',None], n=[1,2,3], x=[.5,None,2], when=pd.to_datetime(['2020-01-01']*3), yes=[True,False,True]))
+    df.to_excel(tmp_path/'a.xlsx', index=False)
+    got = read_table(tmp_path/'a.xlsx')
+    assert got.text.tolist()[:2]==['naïve','b'] and pd.isna(got.text[2]) and got.n.tolist()==[1,2,3] and got.yes.tolist()==[True,False,True] and got.when[0].year==2020
+
+@pytest.mark.parametrize('kind', ['csv','tsv','txt','json','jsonl','xlsx','parquet'])
+def test_parts_are_the_table(tmp_path, kind):
+    "Whatever the parts and the rows that are left out"
+    if kind=='xlsx': pytest.importorskip('openpyxl')
+    df = make_df(25)[['text','label'][:1 if kind=='txt' else 2]]
+    path = tmp_path/f'a.{kind}'
+    dict(csv=lambda: df.to_csv(path, index=False), tsv=lambda: df.to_csv(path, index=False, sep='\t'), txt=lambda: path.write_text('\n'.join(df.text)), json=lambda: df.to_json(path, orient='records'),
+         jsonl=lambda: df.to_json(path, orient='records', lines=True), xlsx=lambda: df.to_excel(path, index=False), parquet=lambda: df.to_parquet(path))[kind]()
+    table,whole = TableFile(path),read_table(path)
+    assert whole.values.tolist()==df.values.tolist()
+    for most,skip in ((4,0),(4,8),(25,0),(7,3),(100,25)):
+        parts = list(table.parts(most=most, skip=skip))
+        assert all(len(o)<=most for o in parts) and [row for o in parts for row in o.values.tolist()]==df[skip:].values.tolist()
+
+def test_datasets(tmp_path):
+    "Names of classes where the Dataset has them, rows without one unlabelled; a stream too; one split of several"
+    datasets = pytest.importorskip('datasets')
+    features = datasets.Features(dict(text=datasets.Value('string'), label=datasets.ClassLabel(names=['neg','pos'])))
+    data = datasets.Dataset.from_dict(dict(text=make_df().text.tolist()+['?'], label=[i%2 for i in range(60)]+[-1]), features=features)
+    for o in (data, data.to_iterable_dataset()):
+        with pytest.warns(UserWarning, match='classes that the Dataset says they are: neg, pos'): d = ulmfit_dls(o, path=tmp_path, min_freq=1, seed=0)
+        assert d.classes==['neg','pos'] and d.n_unlabelled==1 and d.y[1]=='pos'
+    with fails('pass one of them, such as data'): ulmfit_dls(datasets.DatasetDict(train=data), path=tmp_path)
 
 
 # ---- columns

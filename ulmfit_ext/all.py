@@ -22,6 +22,7 @@ from .callback.resume import *
 from .core import *
 from .runs import *
 from .text.labels import *
+from .text.files import *
 from .text.tables import *
 from .text.tokens import *
 from .text.corpus import *
@@ -38,8 +39,10 @@ from .scores import *
 from .folder import *
 from .reader import *
 from .model import *
+from .labelled import *
 from .predict import *
 from .ensemble import *
+from .label_file import *
 from .export import *
 from .pipeline import *
 

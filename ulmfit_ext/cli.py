@@ -45,7 +45,8 @@ def _train(o):
     from ulmfit_ext.text.tables import read_table
     began,columns = time.time(),dict(text_col=o.text, label_col=o.label, label_delim=o.label_delim)
     with rank0_first():
-        df,tests = read_table(o.file),labelled_rows(o.test, **columns) if o.test else None
+        how = dict(sep=o.sep, encoding=o.encoding)
+        df,tests = read_table(o.file, **how),labelled_rows(o.test, **columns, **how) if o.test else None
         ulmfit = _new_ulmfit(o, df, columns)
     print(str(ulmfit.dls).removeprefix('UlmfitDls: '))
     if o.test: label_targets(tests[o.label], ulmfit.dls.classes, ulmfit.dls.multi, o.label_delim)   # raises for unknown labels
@@ -66,7 +67,7 @@ def _train(o):
          'ulmfit train reviews.csv --pretrained german --lang de --unlabelled more.txt --test held_out.csv',
          'torchrun --standalone --nproc-per-node 2 --no-python ulmfit train reviews.csv',
          stopped='What was finished is kept in {out}: the same line goes on from there',
-         Data='text label valid_pct valid test unlabelled label_delim lang min_freq max_vocab',
+         Data='text label valid_pct valid test unlabelled label_delim sep encoding lang min_freq max_vocab',
          Model='out pretrained size directions words',
          Training='lm_epochs minutes epochs recipe refit lm_lr lr bs bptt max_len bf16 seed baseline')
 def train(
@@ -78,6 +79,8 @@ def train(
     size:str=None, # Size of the model where nothing is pretrained
     directions:str='both', # Read the texts forward, backward, or both ways
     words:bool=True, # Count words too: a third voice, trained in seconds
+    sep:str=None, # What stands between fields of FILE and of --test, such as ';' or tab
+    encoding:str=None, # How FILE and --test are encoded, such as latin-1
     lang:str=None, # spaCy's code of the language, for the tokenizer
     valid_pct:float=0.2, # Share of the labelled texts held out for validation
     valid:str=None, # Column that says which rows to hold out instead (true or false)
@@ -112,49 +115,54 @@ def _load_model(model, quantize):
     from ulmfit_ext.folder import model_folder
     return load_ulmfit(model_folder(model), quantize=quantize)
 
-def _texts_to_label(file, text, sentences, text_only):
-    "A table with the texts in column `text`: that in `file`, or one of `sentences`"
-    import pandas as pd
-    from ulmfit_ext.text.tables import read_table
-    if sentences: return pd.DataFrame({text: sentences})
-    df = read_table(file)
-    return df[[text]] if text_only and text in df else df
-
 # %% ../nbs/42_cli.ipynb #457d433c
 @command('ulmfit predict ulmfit/model more.csv --text review --out answers.csv',
          'ulmfit predict ulmfit/model --sentence "Worth every minute"',
-         Input='text sentence', Output='out text_only label_delim', Speed='quantize')
+         'zcat texts.jsonl.gz | ulmfit predict ulmfit/model - --to jsonl --at-least 0.9 > answers.jsonl',
+         Input='text sentence sep encoding kind', Output='out to text_only at_least notes label_delim',
+         Speed='quantize')
 def predict(
     model:Path, # Folder of a trained model
-    file:Path=None, # Table of texts
+    file:Path=None, # Table of texts, of any size; - for standard input
     text:str='text', # Column that holds the texts
     sentence:list[str]=[], # A text, instead of FILE; may be given several times
-    out:Path=None, # File for the answers: .csv, .tsv, .jsonl or .parquet. If not given: stdout, as CSV
+    sep:str=None, # What stands between fields of FILE, such as ';' or tab
+    encoding:str=None, # How FILE is encoded, such as latin-1
+    kind:str=None, # What FILE is. If not given: as its name says, or its beginning
+    out:Path=None, # File for the answers: .csv, .tsv, .jsonl or .parquet. If not given, or -: stdout
+    to:str='csv', # What stdout gets
     text_only:bool=False, # Of the columns of FILE keep only the texts
-    label_delim:str=None, # What to put between labels, where a text may have several. If not given: as in training, or a comma
+    at_least:float=None, # Leave the label empty where the model is less sure than that, such as 0.9
+    notes:bool=False, # Add a column: which texts are empty, or mostly of unknown words
+    label_delim:str=None, # What to put between labels, where a text may have several
     quantize:bool=False, # Compute in 8-bit integers, on the CPU
 ):
-    "Label texts: beside each its label, how sure the model is, and the probability of every class."
+    """Label texts: beside each its label, how sure the model is, and the probability of every class.
+
+    Where answers go to a file, the same line goes on where it was stopped."""
     if bool(file)==bool(sentence): raise typer.BadParameter('give either a FILE or --sentence')
-    from ulmfit_ext.text.write import check_delim,table_writer
-    with table_writer(out) as write:
-        with redirect_stdout(sys.stderr):
-            texts,ens = _texts_to_label(file, text, sentence, text_only),_load_model(model, quantize)
-            delim = ens.delim(label_delim) or ','
-            if ens.multi: check_delim(out, ens.classes, delim)
-            answers = ens.predict_df(texts, text_col=text, progress=sys.stderr.isatty())
-        write(answers, delim)
-    if out: print(f'{len(answers):,} texts labelled, in {out}', file=sys.stderr)
+    import pandas as pd
+    from ulmfit_ext.label_file import FileLabeller
+    texts = pd.DataFrame({text: sentence}) if sentence else file
+    how   = {} if sentence else dict(sep=sep, encoding=encoding, kind=kind)
+    labeller = FileLabeller(texts, out, text, text_only, at_least, notes, to, **how)
+    with redirect_stdout(sys.stderr): ens = _load_model(model, quantize)
+    shows  = sys.stderr.isatty()
+    n,rate = labeller.run(ens, label_delim, sys.stderr if shows and len(sentence)<2 else None)
+    if not labeller.out: return
+    print(f'{n:,} texts labelled, in {out}' + f' ({rate:,.0f} a second)'*shows, file=sys.stderr)
 
 # %% ../nbs/42_cli.ipynb #33b75f27
 @command('ulmfit evaluate ulmfit/model checked.csv --text review --label stars --plot confusion.png',
-         Input='text label label_delim', Output='plot', Speed='quantize')
+         Input='text label label_delim sep encoding', Output='plot', Speed='quantize')
 def evaluate(
     model:Path, # Folder of a trained model
     file:Path, # Table of labelled texts
     text:str='text', # Column that holds the texts
     label:str='label', # Column that holds the labels; rows without one are left out
     label_delim:str=None, # What stands between labels, where a text may have several. If not given: as in training, or a comma
+    sep:str=None, # What stands between fields of FILE, such as ';' or tab
+    encoding:str=None, # How FILE is encoded, such as latin-1
     plot:Path=None, # Picture of the confusion matrix to write
     quantize:bool=False, # Compute in 8-bit integers, on the CPU
 ):
@@ -165,7 +173,7 @@ def evaluate(
     with (new_file(plot) if plot else nullcontext()) as tmp, log_to(sys.stderr):
         ens = _load_model(model, quantize)
         delim = (ens.delim(label_delim) or ',') if ens.multi else None
-        df = labelled_rows(file, text, label, delim)
+        df = labelled_rows(file, text, label, delim, sep=sep, encoding=encoding)
         if plot and ens.multi:
             raise UlmfitError('A text can have several labels here, so there is no confusion matrix: leave --plot out')
         answers = ens.answers(df=df, text_col=text, label_col=label, label_delim=delim)

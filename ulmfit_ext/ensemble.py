@@ -16,6 +16,7 @@ from .words import *
 from .mixture import *
 from .scores import *
 from .model import *
+from .labelled import *
 from .predict import *
 
 # %% ../nbs/33_ensemble.ipynb #d059fcfe
@@ -199,11 +200,14 @@ def _ask(self:BidirEnsemble, ids, progress=False):
     return {**outs, **{way: self.predictor(way).from_ids(o, progress) for way,o in ids.items()}}
 
 @patch
+def _ask_texts(self:BidirEnsemble, ids, progress):
+    "Each voice's outputs, of texts whose ids are given in the direction of the first model"
+    return self._ask({way: ids if m is self.first else [o.flip(0) for o in ids] for way,m in self.models.items()}, progress)
+
+@patch
 def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True):
     "Each voice's outputs before softmax or sigmoid, and the targets (None for texts)"
-    if texts is not None:
-        ids = self.first.encode(as_texts(texts))
-        return self._ask({way: ids if m is self.first else [o.flip(0) for o in ids] for way,m in self.models.items()}, progress),None
+    if texts is not None: return self._ask_texts(self.first.encode(as_texts(texts)), progress),None
     ids,targs = {},{}
     loaders = self._loaders(ds_idx) if dl is None else _by_way(dl, self.models)
     for way in self.models:
@@ -280,53 +284,38 @@ def validate(self:BidirEnsemble,
 # %% ../nbs/33_ensemble.ipynb #63904483
 @patch
 def predict(self:BidirEnsemble,
-    text:str, # A raw text
-) -> tuple: # Label (with several labels a list of them), its number as a tensor (a tensor of bools), probabilities of the classes
-    "The label of one text, decoded, as `Learner.predict` gives it. Raises `UlmfitError` if `text` is not a string"
-    if not isinstance(text, str):
-        raise UlmfitError(f"predict takes one text, and this is a {type(text).__name__}: "
-                          "for many use `predict_df` or `get_preds(texts=…)`")
+    text, # A raw text; or many: a list, a Series, a table, a generator, as `predict_df` takes them
+    **kwargs # For many texts: what else `predict_df` takes
+): # Of one: label (with several a list), its number as a tensor (a tensor of bools), probabilities. Of many: a DataFrame
+    "The label of one text, decoded, as `Learner.predict` gives it; of many the table of `predict_df`"
+    if not isinstance(text, str): return self.predict_df(text, **kwargs)
+    if kwargs: raise UlmfitError(f"predict of one text takes no {listing(kwargs)}: pass [text], or use `predict_df`")
     probs,_ = self.get_preds(texts=[text], progress=False)
     decided = self.first.decisions(probs)
     return self.first.labels(decided)[0], decided[0], probs[0]
 
-# %% ../nbs/33_ensemble.ipynb #8c5e81a3
-def _as_table(texts, text_col):
-    "`texts` as a DataFrame"
-    import pandas as pd
-    if isinstance(texts, pd.DataFrame): return texts
-    if isinstance(texts, pd.Series):    return texts.to_frame(text_col)
-    return pd.DataFrame({text_col: pd.Series(as_texts(texts), dtype=object)})
-
-def _new_names(columns, classes):
-    "Names of the columns for label, confidence and each class: with a prefix where the table with `columns` has one of that name"
-    taken = {str(c) for c in columns}
-    def _free(name, prefix):
-        res = prefix+name if name in taken else name
-        if res in taken: raise UlmfitError(f"The table has columns {name!r} and {res!r} already: rename or drop one of them")
-        taken.add(res)
-        return res
-    return [_free('label', 'pred_'), _free('confidence', 'pred_'), *[_free(str(c), 'p_') for c in classes]]
-
-def _confidence(probs, multi):
-    "How sure the model is of each text (texts,): with `multi` of the least certain yes or no"
-    return torch.maximum(probs, 1-probs).amin(1) if multi else probs.amax(1)
-
 # %% ../nbs/33_ensemble.ipynb #33f9a5e0
 @patch
 def predict_df(self:BidirEnsemble,
-    texts, # A table with a column of raw texts, or the texts: a list, a Series, any iterable of `str`
+    texts, # A table with a column of raw texts, or the texts: a list, a Series, a generator, any iterable of `str`
     text_col:str='text', # Column of the table that holds the texts
     progress:bool=True, # Show a bar if there are many texts?
+    at_least:float=None, # Leave the label empty where the ensemble is less sure than that; None: never
+    notes:bool=False, # Say in a column of its own where there is little to go on? Else a warning says it
 ): # The table (of one column, `text_col`, for bare texts), with columns for label, confidence and each class
     "Predictions beside the texts, in their order and with their index. Raises `UlmfitError` where there is no column `text_col`"
     import pandas as pd
     from ulmfit_ext.text.tables import get_column
-    df = _as_table(texts, text_col)
-    col,names = get_column(df, text_col, 'text_col'),_new_names(df.columns, self.classes)
-    probs,_ = self.get_preds(texts=col.tolist(), progress=progress)
-    labels  = pd.Series(self.first.labels(self.first.decisions(probs)), dtype=object).infer_objects()
-    columns = [labels.values, _confidence(probs, self.multi).numpy(), *[p.numpy() for p in probs.T]]
+    check_at_least(at_least)
+    df = table_of_texts(texts, text_col)
+    col,names = get_column(df, text_col, 'text_col'),answer_names(df.columns, self.classes, notes)
+    ids   = self.first.encode(as_texts(col.tolist()))
+    noted = text_notes(ids, self.first.processor.vocab)
+    probs = self.first.probabilities(_answer(self, self._ask_texts(ids, progress)))
+    labels  = pd.Series(sure_labels(self.first, probs, at_least), dtype=object).infer_objects()
+    columns = [labels.values, confidence(probs, self.multi).numpy(), *[p.numpy() for p in probs.T]]
+    if notes: columns.append(pd.Series(noted, dtype=object).values)
+    elif len(df): warn_of_notes(count_notes(noted), len(df))
     return pd.concat([df, pd.DataFrame(dict(zip(names, columns)), index=df.index)], axis=1)
 
 # %% ../nbs/33_ensemble.ipynb #b9b478d8
@@ -334,7 +323,7 @@ def _said(model, probs):
     "Labels with how sure the model is of them, as in `pos 93%`"
     def _name(label): return ', '.join(map(str, label)) if isinstance(label, list) else str(label)
     labels = model.labels(model.decisions(probs))
-    return [f'{_name(label)} {conf:.0%}' for label,conf in zip(labels, _confidence(probs, model.multi))]
+    return [f'{_name(label)} {conf:.0%}' for label,conf in zip(labels, confidence(probs, model.multi))]
 
 @patch
 def _shown_text(self:BidirEnsemble, ids, trunc_at):

@@ -39,9 +39,10 @@ def labelled_rows(
     text_col:str='text', # Column that holds the texts
     label_col:str='label', # Column that holds the labels
     label_delim:str=None, # What stands between several labels of a text; None: they are lists, or there is one
+    **how # `sep` and `encoding` of `read_table`
 ) -> pd.DataFrame: # Never empty
     "The rows of a table that have a label. Raises `UlmfitError` where there is none, or no such column"
-    df = read_table(path)
+    df = read_table(path, **how)
     get_column(df, text_col, 'text_col')
     missing = read_labels(get_column(df, label_col, 'label_col'), label_delim)[2]
     if missing.all():

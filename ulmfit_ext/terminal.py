@@ -35,7 +35,7 @@ class _Facts:
 
 # %% ../nbs/41_terminal.ipynb #e1b29acf
 _facts = dict(
-    file        = _Facts('FILE', is_argument=True, more="CSV, TSV, JSONL, JSON or Parquet, may be gzip'd"),
+    file        = _Facts('FILE', is_argument=True, more="CSV, TSV, JSONL, JSON, Excel or Parquet, may be gzip'd"),
     model       = _Facts('MODEL', is_argument=True),
     corpus      = _Facts('CORPUS', is_argument=True, more="A folder of .txt files, a .txt file with empty lines between "
                          "documents, or a table (CSV, TSV, JSONL, Parquet). May be gzip'd, and larger than memory"),
@@ -48,6 +48,11 @@ _facts = dict(
                          ".txt files"),
     sentence    = _Facts('TEXT', letter='-s'),
     label_delim = _Facts('CHARS', library='label_delim'),
+    sep         = _Facts('CHAR', library='sep', more="If not given: found out, and said"),
+    encoding    = _Facts('NAME', library='encoding', more="If not given: found out, and said"),
+    kind        = _Facts(choices='csv tsv txt json jsonl xlsx parquet', library='kind'),
+    to          = _Facts(choices='csv tsv jsonl'),
+    at_least    = _Facts(least=0., most=1., library='at_least'),
     lang        = _Facts('CODE', library='lang', more="CODE:chars takes each character as a token, for any language. "
                          "If not given: that of --pretrained, or en"),
     min_freq    = _Facts(library='min_freq'),
@@ -184,7 +189,7 @@ def manners(
                 warnings.filterwarnings('default', category=UserWarning, module='ulmfit_ext')
                 warnings.showwarning = _note_writer()
             yield
-    except KeyboardInterrupt: _leave(f'Stopped. {stopped}', 130)
+    except KeyboardInterrupt as e: _leave(f'Stopped. {e.args[0] if e.args else stopped}', 130)
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError): raise
     except Exception as e:
         if getattr(e, 'is_told', False): raise typer.Exit(1)   # the process where it went wrong says so

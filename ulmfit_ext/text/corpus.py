@@ -6,7 +6,7 @@
 __all__ = ['corpus_key', 'TextStream', 'Corpus', 'tokenize_corpus', 'held_out', 'train_subwords', 'kept_subwords']
 
 # %% ../../nbs/13_text.corpus.ipynb #5c5f3142
-import gzip,hashlib,io,itertools,json,multiprocessing,os,re,shutil,signal,sys,tempfile,threading,warnings
+import codecs,gzip,hashlib,io,itertools,json,multiprocessing,os,re,shutil,signal,sys,tempfile,threading,warnings
 from collections import Counter,deque
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool,ProcessPoolExecutor
@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np,pandas as pd
 from ..core import *
+from .files import *
 from .tables import *
 from .tokens import *
 
@@ -44,53 +45,31 @@ def _paragraphs(f):
     yield ''.join(lines)
 
 # %% ../../nbs/13_text.corpus.ipynb #1a41fd91
-def _check_column(names, text_col): get_column(pd.DataFrame(columns=list(names)), text_col, 'text_col')
-
-def _csv_texts(f, text_col, sep=','):
-    rows   = csv_rows(f, sep)
-    header = next(rows)
-    _check_column(header, text_col)
-    i = header.index(text_col)
-    for _,row in rows: yield row[i]
-
-def _jsonl_texts(f, text_col):
-    rows  = json_rows(f)
-    first = list(itertools.islice(rows, 1000))
-    if first: _check_column(dict.fromkeys(name for row in first for name in row), text_col)
-    for row in itertools.chain(first, rows): yield row.get(text_col)
-
-def _parquet_texts(f, text_col):
-    from pyarrow.parquet import ParquetFile
-    with tempfile.TemporaryFile() as plain:
-        if isinstance(f, gzip.GzipFile): # Parquet is read from its end, which a gzip'd file cannot
-            shutil.copyfileobj(f, plain)
-            f = plain
-        file = ParquetFile(f, pre_buffer=False)
-        _check_column(file.schema_arrow.names, text_col)
-        for rows in file.iter_batches(1000, columns=[text_col]): yield from rows.column(0).to_pylist()
-
-def _json_texts(f, text_col): yield from get_column(read_json(f), text_col, 'text_col')
-
-_table_texts = dict(csv=_csv_texts, tsv=partial(_csv_texts, sep='\t'), jsonl=_jsonl_texts, json=_json_texts,
-                    parquet=_parquet_texts)
+def _table_texts(path, text_col):
+    "For each text in the table at `path`: the text, and how many bytes of the file have been read"
+    table = TableFile(path)
+    for i,df in enumerate(table.parts(most=1000)):
+        if i==0: check_column(df.columns, text_col)
+        for t in df[text_col].tolist() if text_col in df else [None]*len(df): yield t,table.n_read
 
 # %% ../../nbs/13_text.corpus.ipynb #b790be85
 def _decoded(f, path):
     "The text file `f`, decoded; an error where it is UTF-16, a warning where it is not UTF-8"
-    not_utf16(f.read(1024))
+    head = f.read(1024)
+    is_wide = b'\0' in head or head[:2] in (codecs.BOM_UTF16_LE,codecs.BOM_UTF16_BE)
+    if is_wide: raise UlmfitError('the file looks like UTF-16: save it as UTF-8')
     f.seek(0)
     return io.TextIOWrapper(f, 'utf-8-sig', errors='replace')
 
 def _file_texts(path, text_col, paragraphs):
     "For each text in the file `path`: the text, and how many bytes of the file have been read"
-    kind  = file_kind(path)
+    if file_kind(path)!='txt':
+        yield from _table_texts(path, text_col)
+        return
     unzip = gzip.open if path.name.lower().endswith('.gz') else nullcontext
-    with reading_file(path, kind), path.open('rb') as raw, unzip(raw) as f:
-        if kind!='txt': texts = _table_texts[kind](f, text_col)
-        else:           texts = (_paragraphs if paragraphs else _whole_file)(_decoded(f, path))
-        for t in texts:
-            if kind=='txt' and '\ufffd' in t:
-                warnings.warn(f"'{path}' is not UTF-8 throughout, and what cannot be read is �: save it as UTF-8")
+    with reading_file(path, 'txt'), path.open('rb') as raw, unzip(raw) as f:
+        for t in (_paragraphs if paragraphs else _whole_file)(_decoded(f, path)):
+            if '\ufffd' in t: warnings.warn(f"'{path}' is not UTF-8 throughout, and what cannot be read is �: save it as UTF-8")
             yield t,raw.tell()
 
 # %% ../../nbs/13_text.corpus.ipynb #29523129
@@ -98,14 +77,14 @@ def _corpus_files(path):
     "The files of the corpus at `path`, in order"
     path = Path(path)
     if path.is_file():
-        if file_kind(path) in table_readers: return [path]
+        if file_kind(path) in table_kinds: return [path]
         raise UlmfitError(f"cannot tell what '{path}' is: name it .txt, .csv, .tsv, .jsonl, .json or .parquet "
                           "(.gz may follow)")
     if not path.is_dir():
         raise UlmfitError(f"there is no corpus at '{path}': pass a folder of text files, a text file or a table "
                           f"(the current folder is '{Path.cwd()}')")
     def hidden(o): return any(p.startswith('.') for p in o.relative_to(path).parts)
-    files  = [o for o in sorted(path.rglob('*')) if o.is_file() and file_kind(o) in table_readers and not hidden(o)]
+    files  = [o for o in sorted(path.rglob('*')) if o.is_file() and file_kind(o) in table_kinds and not hidden(o)]
     txts   = [o for o in files if file_kind(o)=='txt']
     tables = [o for o in files if file_kind(o)!='txt']
     if txts and tables:
