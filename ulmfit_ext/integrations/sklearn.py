@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UlmfitClassifier']
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #2213ba36
+# %% ../../nbs/41_integrations.sklearn.ipynb #6c68e2f1
 import io,tempfile
 import numpy as np,pandas as pd
 from contextlib import contextmanager,nullcontext,redirect_stdout
@@ -21,7 +21,7 @@ from ..folder import *
 from ..export import *
 from ..pipeline import *
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #178e17f7
+# %% ../../nbs/41_integrations.sklearn.ipynb #1bee86f1
 def _as_column(X):
     "The texts in `X`, as a list. Raises `UlmfitError` where it has several columns"
     shape = getattr(X, 'shape', ())
@@ -30,7 +30,7 @@ def _as_column(X):
         raise UlmfitError(f"X has the shape {tuple(shape)}, and a text is one cell: pass one column of texts")
     return as_texts(X.iloc[:,0] if hasattr(X, 'iloc') else np.asarray(X)[:,0])
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #dc0297ca
+# %% ../../nbs/41_integrations.sklearn.ipynb #57060441
 def _as_labels(y):
     "Labels as an array, and their classes, sorted. Raises `UlmfitError` where one is missing, or they are of several types"
     y = column_or_1d(y, warn=True)
@@ -41,6 +41,7 @@ def _as_labels(y):
     except TypeError:
         raise UlmfitError("the labels in y are of several types: make all of them strings, or all numbers") from None
     check_classification_targets(y)
+    if len(classes)<2: raise UlmfitError(f"y has one class ({shown(classes[0])}), and a classifier needs two: pass texts of both")
     return y,classes
 
 def _labelled(X, y):
@@ -50,7 +51,7 @@ def _labelled(X, y):
     check_consistent_length(texts, y)
     return pd.DataFrame(dict(text=texts, label=pd.Series(y.tolist(), dtype=object))),classes
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #e9a0f10c
+# %% ../../nbs/41_integrations.sklearn.ipynb #d533da08
 def _to_files(ens):
     "The files of the model folder of `ens`, as bytes by name"
     with tempfile.TemporaryDirectory() as d:
@@ -63,7 +64,7 @@ def _from_files(files, quantize):
         for name,content in files.items(): (Path(d)/name).write_bytes(content)
         return load_ulmfit(d, quantize)
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #d86a338b
+# %% ../../nbs/41_integrations.sklearn.ipynb #46ef9644
 @contextmanager
 def _run_folder(path):
     "A context with the folder `path`, or with a temporary one"
@@ -80,7 +81,7 @@ def _silent(verbose):
 
 def _own_random(seed): return nullcontext() if seed is None else no_random(seed, reproducible=False)
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #b13407a9
+# %% ../../nbs/41_integrations.sklearn.ipynb #3ee03cdb
 class UlmfitClassifier(ClassifierMixin, BaseEstimator):
     "ULMFiT as a classifier of scikit-learn: texts and labels in, labels and probabilities out"
     def __init__(self,
@@ -110,7 +111,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         return tags
     def _more_tags(self): return dict(X_types=['string']) # before scikit-learn 1.6
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #51c75876
+# %% ../../nbs/41_integrations.sklearn.ipynb #0b80ed40
 @patch
 def fit(self:UlmfitClassifier,
     X, # Texts: a list, an array, a column, or a table of one column
@@ -130,7 +131,7 @@ def fit(self:UlmfitClassifier,
     self.classes_ = classes
     return self
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #7fe04401
+# %% ../../nbs/41_integrations.sklearn.ipynb #50e0f7d5
 @patch
 def predict_proba(self:UlmfitClassifier,
     X, # Texts, as for `fit`
@@ -150,7 +151,7 @@ def predict(self:UlmfitClassifier,
     probs = self.predict_proba(X) # says where nothing was trained
     return self.classes_[probs.argmax(1)]
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #a0d57ae7
+# %% ../../nbs/41_integrations.sklearn.ipynb #36345d2f
 @patch
 def __getstate__(self:UlmfitClassifier):
     state = dict(super(UlmfitClassifier, self).__getstate__())
