@@ -140,4 +140,5 @@ def test_what_is_damaged_is_not_gone_on_from(make, capsys):
     shutil.rmtree(u.path/'lm')
     capsys.readouterr()
     u.add(all_rows[60:], classifier=clas, refit=False)
-    assert 'no fine-tuned language models to go on from' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'there are no fine-tuned language models' in out and ', as before' in out and 'Language model' not in out

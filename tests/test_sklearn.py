@@ -8,6 +8,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV,cross_val_predict,cross_val_score
 from sklearn.pipeline import Pipeline,make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.validation import check_is_fitted
 from made_up import make_df
 from ulmfit_ext.core import UlmfitError
 from ulmfit_ext.export import load_ulmfit
@@ -149,3 +150,34 @@ def test_lime(fitted):
     explainer = lime.LimeTextExplainer(class_names=fitted.classes_, random_state=0)
     said = explainer.explain_instance('the cat sat on the very good mat', fitted.predict_proba, num_features=8, num_samples=200).as_list()
     assert said[0][0]=='good' and said[0][1]>0
+
+
+# scikit-learn's own checks, on texts made of numbers
+
+suits = """check_estimator_cloneable check_estimator_tags_renamed check_valid_tag_types check_estimator_repr check_no_attributes_set_in_init
+check_do_not_raise_errors_in_init_or_set_params check_mixin_order check_parameters_default_constructible check_get_params_invariance check_set_params
+check_estimators_unfitted check_classifiers_one_label check_classifiers_regression_target check_supervised_y_no_nan check_requires_y_none check_fit2d_1sample
+check_estimators_overwrite_params check_dont_overwrite_parameters check_estimators_fit_returns_self check_pipeline_consistency check_estimators_pickle
+check_supervised_y_2d check_methods_subset_invariance check_dict_unchanged check_fit_idempotent check_fit_check_is_fitted""".split()
+
+class OfNumbers(UlmfitClassifier):
+    "A row of numbers is a text: a word for each column and the size of its number"
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array,tags.input_tags.one_d_array,tags.input_tags.string = True,False,False
+        return tags
+    def as_texts(self, X, **kwargs):
+        from sklearn.utils.validation import validate_data
+        return [' '.join(f"c{j}n{round(float(o))}".replace('-','m') for j,o in enumerate(row)) for row in validate_data(self, X, **kwargs)]
+    def fit(self, X, y): return super().fit(self.as_texts(X), y)
+    def predict_proba(self, X):
+        check_is_fitted(self)
+        return super().predict_proba(self.as_texts(X, reset=False))
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', suits)
+def test_checks_of_scikit_learn(name):
+    pytest.importorskip('sklearn', '1.6')
+    import sklearn.utils.estimator_checks as checks
+    if not hasattr(checks, name): pytest.skip('this version has no such check')
+    getattr(checks, name)('OfNumbers', OfNumbers(**tiny().get_params()))

@@ -6,7 +6,7 @@
 __all__ = ['text_hashes', 'EarlierRun', 'earlier_run', 'TableNote', 'note_rows', 'note_result', 'go_on_from', 'held_out_rows',
            'same_split', 'with_rows', 'recipe_before']
 
-# %% ../nbs/37_earlier.ipynb #19289d4b
+# %% ../nbs/37_earlier.ipynb #afe345dd
 import hashlib,json
 import numpy as np,pandas as pd
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from .text.tables import *
 from .text.write import *
 from .checkpoint import *
 
-# %% ../nbs/37_earlier.ipynb #5db6f54f
+# %% ../nbs/37_earlier.ipynb #ea2d8916
 def text_hashes(
     texts, # Strings, or cells of a table
 ) -> np.ndarray: # Whole numbers of 64 bits, shape (texts,)
@@ -26,7 +26,7 @@ def text_hashes(
     def _hash(t): return hashlib.blake2b(as_text(t).encode('utf-8', 'surrogatepass'), digest_size=8).digest()
     return np.array([int.from_bytes(_hash(o), 'little') for o in texts], np.uint64)
 
-# %% ../nbs/37_earlier.ipynb #d4567ed6
+# %% ../nbs/37_earlier.ipynb #6f1de5c4
 _rows,_read,_facts = 'rows.jsonl','read.npy','run.json'
 
 @dataclass
@@ -46,7 +46,7 @@ class EarlierRun:
         res = {s: self.path/'lm'/Path(names.get(s, '')).name for s in sides}
         return res if all((o/'config.json').exists() for o in res.values()) else None
 
-# %% ../nbs/37_earlier.ipynb #491b3e22
+# %% ../nbs/37_earlier.ipynb #35534fd3
 def _write_facts(path, facts):
     with atomic_write(path/_facts) as tmp: tmp.write_text(json.dumps(sealed(facts), indent=1), encoding='utf-8')
 
@@ -68,7 +68,7 @@ def earlier_run(
         return EarlierRun(path, **facts, rows=pd.DataFrame(rows, columns=['text','label','held_out'], dtype=object), read=read)
     except (OSError,UlmfitError,ValueError,LookupError,TypeError,AttributeError): return None
 
-# %% ../nbs/37_earlier.ipynb #3d8e0c98
+# %% ../nbs/37_earlier.ipynb #93d1395a
 class TableNote:
     "What is noted of a table"
     def __init__(self,
@@ -90,7 +90,7 @@ class TableNote:
         rows = [(self.texts[i], self.labels[i], i in held_out) for i in map(int, labelled)]
         return pd.DataFrame(rows, columns=['text','label','held_out'], dtype=object)
 
-# %% ../nbs/37_earlier.ipynb #4b5f23a8
+# %% ../nbs/37_earlier.ipynb #8ec11a2f
 @on_rank0
 def note_rows(
     path:Path, # Folder of the run
@@ -118,7 +118,7 @@ def note_result(
     was = earlier_run(path)
     if was and was.key==key: _write_facts(path, {**_read_facts(path), **facts})
 
-# %% ../nbs/37_earlier.ipynb #0987a958
+# %% ../nbs/37_earlier.ipynb #e6c441b2
 _of_lm = 'pretrained config lang seed'.split() # what decides which language models a run has
 
 @on_rank0
@@ -127,15 +127,16 @@ def go_on_from(
     sides, # 'fwd', 'bwd', or both
     table:TableNote, # What it is to learn from
     always:bool=False, # Even where most texts are new?
-) -> tuple: # The `EarlierRun`, and its language models that are kept: names by side; None and an empty dict where none are
+) -> tuple: # The `EarlierRun`, None where the run begins anew; and the language models that are kept: names by side
     "Which language models of an earlier run to keep; prints what it says"
     before = earlier_run(path)
     if before is None or any(before.asked.get(k)!=table.asked.get(k) for k in _of_lm): return None,{}
     same  = before.key==table.key
     names = before.start if same else before.lms
     if before.folders(names, sides) is None:
-        if always: print('There are no fine-tuned language models to go on from')
-        return None,{}
+        if not always: return None,{}
+        print('Going on: recipe and held-out texts stay; there are no fine-tuned language models')
+        return before,{}
     n,m = int(np.isin(table.read, before.read).sum()),len(table.read)
     if not (same or always) and 2*n<m:
         print(f'Beginning anew: the language models of the earlier run have read {n:,} of {m:,} texts')
@@ -143,7 +144,7 @@ def go_on_from(
     print(f'Going on: the language models of the earlier run, which have read {n:,} of {m:,} texts, are kept')
     return before,names
 
-# %% ../nbs/37_earlier.ipynb #6590af1c
+# %% ../nbs/37_earlier.ipynb #566dc569
 def _is_drawn(h, pct, seed): return (h + 7919*(seed or 0)) % 10007 < pct*10007
 
 def held_out_rows(
@@ -178,15 +179,15 @@ def with_rows(
     "All rows together; a text that is in `df` too has the label it has there. Raises `UlmfitError` where a column is missing"
     asked = dict(text_col='text', label_col='label', valid_col=None) | before.asked
     text,label,valid = [asked[o] for o in ('text_col','label_col','valid_col')]
-    labels = get_column(df, label, 'label_col')
-    again  = text_hashes(get_column(df, text, 'text_col')[~read_labels(labels, asked.get('label_delim'))[2]])
+    texts,labels = get_column(df, text, 'text_col'),get_column(df, label, 'label_col')
+    again = text_hashes(texts[~read_labels(labels, asked.get('label_delim'))[2]])
     old = before.rows[~np.isin(text_hashes(before.rows.text), again)]
     old = old.rename(columns=dict(text=text, label=label, held_out=valid or 'held_out'))
     new = df.assign(**{valid: False}) if valid and valid not in df else df
     columns = [text, label, *filter(None, [valid])]
     return pd.concat([old[columns], new[columns].astype(object)], ignore_index=True)
 
-# %% ../nbs/37_earlier.ipynb #2822887e
+# %% ../nbs/37_earlier.ipynb #0358e17d
 def recipe_before(
     before:EarlierRun, # The run that goes on; None: none does
     name:str, # A name in `recipes`, or 'auto'

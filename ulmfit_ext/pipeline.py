@@ -101,7 +101,7 @@ def from_df(cls:ULMFiT,
     lang:str=None, # spaCy's code of the language; None: that of the pretrained model, or English
     minutes:float=None, # Time for the whole run; None: as long as it takes, where 'auto' reckons with an hour
     epochs:tuple=(None,None), # Of language models and classifiers, where they are settled, for 'auto'
-    go_on=False, # Keep the language models of the earlier run in `path`? 'auto': where they have read half of the texts
+    go_on:bool|str=False, # Keep the language models of the earlier run in `path`? 'auto': where they have read half of the texts
     **kwargs
 ) -> ULMFiT:
     "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
@@ -116,13 +116,12 @@ def from_df(cls:ULMFiT,
     def _choose():
         tokens,memo = epoch_tokens(df, **kwargs),path/'pretrained.json'
         return on_rank0(choose_lm)(lang, tokens, len(sides), minutes, None, memo, table_epochs(df, tokens, epochs, **kwargs))
-    if before:
-        df,kwargs = same_split(before, table, df, seed, **kwargs)
-        _,known,lang = start_from(lms[sides[0]], [sides[0]=='bwd'], config, lang, None)
+    if before: df,kwargs = same_split(before, table, df, seed, **kwargs)
+    if lms: _,known,lang = start_from(lms[sides[0]], [sides[0]=='bwd'], config, lang, None)
     else: pretrained,known,lang = start_from(pretrained, [s=='bwd' for s in sides], config, lang, _choose)
     if kwargs.get('bs', 0) is None: kwargs.pop('bs')
     with run_lock(path):
-        dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=known if all_words or before else None, **kwargs)
+        dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=known if all_words or lms else None, **kwargs)
         note_rows(path, table, dls.labelled, dls.valid_idx, before, kept)
     if not {'bs','clas_bs'} & set(kwargs): dls.clas_bs = batch_size(len(dls.train_idx))
     res = cls(dls, path, lms or pretrained, directions, config, bptt, seed, words, minutes)
