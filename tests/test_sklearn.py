@@ -104,7 +104,7 @@ def test_what_is_wrong_is_said(X, y, says):
     with fails(says): tiny().fit(X, y)
 
 def test_what_scikit_learn_says():
-    with pytest.raises(ValueError, match='inconsistent numbers of samples'): tiny().fit(['x','y'], ['a'])
+    with pytest.raises(ValueError, match='inconsistent numbers of samples'): tiny().fit(['x','y'], ['a','b','a'])
     with pytest.raises(ValueError, match='[Uu]nknown label type'): tiny().fit(['x','y'], [.5,.7])
     for ask in (tiny().predict, tiny().predict_proba):
         with pytest.raises(NotFittedError): ask(['x'])
