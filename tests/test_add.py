@@ -142,3 +142,22 @@ def test_what_is_damaged_is_not_gone_on_from(make, capsys):
     u.add(all_rows[60:], classifier=clas, refit=False)
     out = capsys.readouterr().out
     assert 'there are no fine-tuned language models' in out and ', as before' in out and 'Language model' not in out
+
+def test_the_same_line_with_more_rows(tmp_path, monkeypatch):
+    import ulmfit_ext.lm as module
+    from typer.testing import CliRunner
+    from ulmfit_ext.cli import app
+    monkeypatch.setitem(module.lm_sizes, 'tiny', size)
+    file = tmp_path/'reviews.csv'
+    def _train(df, *more):
+        df.to_csv(file, index=False)
+        line = f'train {file} --out {tmp_path/"out"} --size tiny --directions fwd --lm-epochs 1 --epochs 1 --recipe together --bs 8 --min-freq 1 --no-refit'
+        res = CliRunner().invoke(app, [*line.split(), *more])
+        assert res.exit_code==0, res.output
+        return res.stdout
+    _train(all_rows[:60])
+    out = _train(all_rows)
+    assert 'Going on' in out and 'Language model' not in out and 'Classifier, forward' in out
+    assert 'Classifier on disk' in _train(all_rows)
+    out = _train(all_rows, '--no-go-on')
+    assert 'Going on' not in out and 'Language model, forward' in out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UlmfitClassifier']
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #a623606e
+# %% ../../nbs/41_integrations.sklearn.ipynb #04f95f09
 import io,tempfile
 import numpy as np,pandas as pd
 from contextlib import contextmanager,nullcontext,redirect_stdout
@@ -21,7 +21,7 @@ from ..folder import *
 from ..export import *
 from ..pipeline import *
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #1c0874b8
+# %% ../../nbs/41_integrations.sklearn.ipynb #036d8620
 def _as_column(X):
     "The texts in `X`, as a list. Raises `UlmfitError` where it has several columns"
     shape = getattr(X, 'shape', ())
@@ -30,7 +30,7 @@ def _as_column(X):
         raise UlmfitError(f"X has the shape {tuple(shape)}, and a text is one cell: pass one column of texts")
     return as_texts(X.iloc[:,0] if hasattr(X, 'iloc') else np.asarray(X)[:,0])
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #2e513a2c
+# %% ../../nbs/41_integrations.sklearn.ipynb #e93adefc
 def _as_labels(y):
     "Labels as an array, and their classes, sorted. Raises `UlmfitError` where one is missing, or they are of several types"
     y = column_or_1d(y, warn=True)
@@ -51,7 +51,7 @@ def _labelled(X, y):
     check_consistent_length(texts, y)
     return pd.DataFrame(dict(text=texts, label=pd.Series(y.tolist(), dtype=object))),classes
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #6c1d36a5
+# %% ../../nbs/41_integrations.sklearn.ipynb #79541229
 def _to_files(ens):
     "The files of the model folder of `ens`, as bytes by name"
     with tempfile.TemporaryDirectory() as d:
@@ -64,7 +64,7 @@ def _from_files(files, quantize):
         for name,content in files.items(): (Path(d)/name).write_bytes(content)
         return load_ulmfit(d, quantize)
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #87727929
+# %% ../../nbs/41_integrations.sklearn.ipynb #4b795d1f
 @contextmanager
 def _run_folder(path):
     "A context with the folder `path`, or with a temporary one"
@@ -81,7 +81,7 @@ def _silent(verbose):
 
 def _own_random(seed): return nullcontext() if seed is None else no_random(seed, reproducible=False)
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #590f59e2
+# %% ../../nbs/41_integrations.sklearn.ipynb #a7a60a31
 class UlmfitClassifier(ClassifierMixin, BaseEstimator):
     "ULMFiT as a classifier of scikit-learn: texts and labels in, labels and probabilities out"
     def __init__(self,
@@ -111,7 +111,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         return tags
     def _more_tags(self): return dict(X_types=['string']) # before scikit-learn 1.6
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #299cd550
+# %% ../../nbs/41_integrations.sklearn.ipynb #e04a6678
 @patch
 def fit(self:UlmfitClassifier,
     X, # Texts: a list, an array, a column, or a table of one column
@@ -131,7 +131,7 @@ def fit(self:UlmfitClassifier,
     self.classes_ = classes
     return self
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #d8369df8
+# %% ../../nbs/41_integrations.sklearn.ipynb #f577df0f
 @patch
 def predict_proba(self:UlmfitClassifier,
     X, # Texts, as for `fit`
@@ -151,7 +151,7 @@ def predict(self:UlmfitClassifier,
     probs = self.predict_proba(X) # says where nothing was trained
     return self.classes_[probs.argmax(1)]
 
-# %% ../../nbs/41_integrations.sklearn.ipynb #7f71dbb6
+# %% ../../nbs/41_integrations.sklearn.ipynb #bb2787a7
 @patch
 def __getstate__(self:UlmfitClassifier):
     state = dict(super(UlmfitClassifier, self).__getstate__())
