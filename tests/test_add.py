@@ -1,0 +1,163 @@
+"More labels: a folder goes on from the run that is there"
+import json,warnings
+import numpy as np,pandas as pd,pytest,torch
+from fastai.text.all import *
+from made_up import make_df
+from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.earlier import earlier_run
+from ulmfit_ext.pipeline import ULMFiT
+
+size = dict(emb_sz=8, n_hid=12, n_layers=2)
+lm,clas = dict(n_epoch=1),dict(n_epoch=1)
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch): monkeypatch.setattr(defaults, 'callbacks', [o for o in defaults.callbacks if o is not ProgressCallback])
+
+all_rows = make_df(90)
+
+@pytest.fixture
+def make(tmp_path):
+    def _f(df=all_rows[:60], **kwargs):
+        return ULMFiT.from_df(df, tmp_path/'u', **{**dict(pretrained=None, config=size, directions='fwd', bs=8, min_freq=1, seed=1), **kwargs})
+    return _f
+
+def fails(match): return pytest.raises(UlmfitError, match=match)
+def probs(u): return u.predict('a good cat')[2]
+def held_out(u, df): return set(df.text.iloc[u.dls.valid_idx])
+def pieces(u, kind): return sorted(o.name for o in (u.path/kind).glob('fwd-*'))
+
+def test_add_keeps_the_language_models_and_learns_all_rows(make, capsys):
+    u = make().fit(lm, clas, refit=False)
+    before = probs(u)
+    capsys.readouterr()
+    v = ULMFiT.load(u.path).add(all_rows[60:], classifier=clas)
+    out = capsys.readouterr().out
+    assert 'Going on: the language models of the earlier run, which have read 60 of 90 texts, are kept' in out
+    assert 'Language model' not in out and 'Trying' not in out and ', as before' in out and 'Classifier of all labels' in out
+    assert pieces(v, 'lm')==['fwd-1'] and pieces(v, 'classifier')==['fwd-1','fwd-2']
+    assert len(v.dls.labelled)==90 and len(v.learns['fwd'].dls.train_ds)==90
+    assert not torch.equal(probs(v), before) and torch.equal(probs(ULMFiT.load(u.path)), probs(v))
+
+def test_what_was_held_out_is_held_out_again(make):
+    u = make().fit(lm, clas, refit=False)
+    v = u.add(all_rows[60:], classifier=clas, refit=False)
+    rows = earlier_run(u.path).rows
+    old,new = held_out(u, all_rows[:60]),set(rows.text[rows.held_out])
+    assert old<new and 1<=len(new-old)<=15
+
+def test_a_run_that_goes_on_is_found_again(make, capsys):
+    "The same table once more, in a new session: nothing is trained, and the answers are the same bits"
+    make().fit(lm, clas)
+    a = make(all_rows, go_on='auto').fit(lm, clas)
+    assert 'Going on' in capsys.readouterr().out
+    b = make(all_rows, go_on='auto').fit(lm, clas)
+    out = capsys.readouterr().out
+    assert out.count('on disk')==2 and 'epoch' not in out and torch.equal(probs(a), probs(b))
+    assert pieces(a, 'lm')==['fwd-1']
+
+def test_the_same_table_is_the_same_run(make, capsys):
+    a = make().fit(lm, clas)
+    capsys.readouterr()
+    b = make(go_on='auto').fit(lm, clas)
+    out = capsys.readouterr().out
+    assert 'Going on' not in out and out.count('on disk')==3 and torch.equal(probs(a), probs(b))
+
+def test_from_nothing_unless_it_is_said(make, capsys):
+    make().fit(lm, clas)
+    u = make(all_rows)
+    u.fit_lm(**lm)
+    assert 'Going on' not in capsys.readouterr().out and pieces(u, 'lm')==['fwd-1','fwd-2']
+
+@pytest.mark.parametrize('other,says', [(dict(seed=2), ''), (dict(config={**size, 'n_hid':10}), ''), (dict(directions='bwd'), ''), (dict(), 'Beginning anew: .* have read 60 of 150 texts')],
+                         ids=['seed','size','direction','more than half is new'])
+def test_other_language_models_are_trained(make, other, says, capsys):
+    make().fit(lm, clas, refit=False)
+    df = all_rows if other else pd.concat([all_rows[:60], make_df(90, seed=5)], ignore_index=True)
+    capsys.readouterr()
+    u = make(df, go_on='auto', **other)
+    out = capsys.readouterr().out
+    assert u.before is None and 'Going on' not in out and re.search(says, out)
+
+def test_texts_that_were_read_without_labels(make, capsys):
+    "As after `suggest`: the language models have read them, so they are no new texts"
+    make(unlabelled=all_rows.text[60:]).fit(lm, clas, refit=False)
+    capsys.readouterr()
+    v = make(unlabelled=all_rows.text[60:]).add(all_rows[60:], classifier=clas, refit=False)
+    assert 'read 90 of 90 texts' in capsys.readouterr().out and len(v.dls.labelled)==90 and v.dls.n_unlabelled==0
+
+def test_a_text_gets_its_new_label(make):
+    u = make(config=size).fit(dict(n_epoch=0), clas, refit=False)
+    text,was = all_rows.text[0],all_rows.label[0]
+    new = pd.DataFrame(dict(text=[text,'A new cat.'], label=['pos' if was=='neg' else 'neg', 'maybe']))
+    v = u.add(new, classifier=clas, refit=False)
+    rows = earlier_run(u.path).rows
+    assert len(rows)==61 and rows.label[rows.text==text].tolist()==[new.label[0]] and v.ensemble.classes==['maybe','neg','pos']
+    assert v.add(new.assign(label=was)[:1], classifier=clas, refit=False).ensemble.classes==['maybe','neg','pos']
+
+@pytest.mark.parametrize('labels', [[0,1], [True,False], [.5,1.5], [['a'],['a','b']]])
+def test_labels_of_any_kind(make, labels):
+    df = all_rows.assign(label=[labels[o=='pos'] for o in all_rows.label])
+    u = make(df[:60], words=False).fit(dict(n_epoch=0), clas, refit=False)
+    v = u.add(df[60:], classifier=clas, refit=False)
+    assert v.ensemble.classes==u.ensemble.classes and type(v.predict('a cat')[0])==type(u.predict('a cat')[0])
+
+def test_columns_of_ones_own(make):
+    df = all_rows.rename(columns=dict(text='review', label='stars')).assign(more=1, test=[i%5==0 for i in range(90)])
+    u = make(df[:60], text_col='review', label_col='stars', valid_col='test').fit(dict(n_epoch=0), clas)
+    v = u.add(df[60:].drop(columns='test'), classifier=clas)
+    assert held_out(v, pd.DataFrame(dict(text=earlier_run(u.path).rows.text)))==set(df.review[:60][df.test[:60]]), 'rows of a table without that column are learned from'
+    assert len(v.learns['fwd'].dls.valid_ds)==12, 'and what was set aside is not'
+    with fails("no column 'review'"): v.add(all_rows[60:])
+
+def test_the_recipe_is_tried_again_when_labels_have_doubled(make, capsys):
+    u = make(all_rows[:40]).fit(lm, clas, refit=False)
+    capsys.readouterr()
+    u.add(all_rows[40:], classifier=clas, refit=False)
+    assert 'Trying 2 recipes' in capsys.readouterr().out
+
+def test_language_models_that_read_on(make, capsys):
+    u = make().fit(lm, clas, refit=False)
+    v = make(all_rows, go_on='auto')
+    was = u.lms['fwd'].model[0].encoder.weight
+    v.fit_lm(1, lr_max=1e-9)
+    assert torch.allclose(v.lms['fwd'].model[0].encoder.weight[v.dls.vocab.index('cat')], was[u.dls.vocab.index('cat')], atol=1e-4)
+    v.fit_classifier(1)
+    assert pieces(v, 'lm')==['fwd-1','fwd-2'] and earlier_run(u.path).lms==dict(fwd='fwd-2')
+
+def test_a_model_alone_cannot_go_on(make, tmp_path):
+    u = make().fit(dict(n_epoch=0), clas, refit=False)
+    path = u.save(tmp_path/'elsewhere'/'model')
+    with fails('does not say what the model was trained on'): ULMFiT.load(path).add(all_rows[60:])
+    assert torch.equal(probs(ULMFiT.load(u.path/'model')), probs(u))
+
+def test_what_is_damaged_is_not_gone_on_from(make, capsys):
+    u = make().fit(lm, clas, refit=False)
+    for name in ('rows.jsonl','run.json','read.npy'):
+        was = (u.path/name).read_bytes()
+        (u.path/name).write_bytes(was[:-9])
+        assert earlier_run(u.path) is None
+        (u.path/name).write_bytes(was)
+    shutil.rmtree(u.path/'lm')
+    capsys.readouterr()
+    u.add(all_rows[60:], classifier=clas, refit=False)
+    out = capsys.readouterr().out
+    assert 'there are no fine-tuned language models' in out and ', as before' in out and 'Language model' not in out
+
+def test_the_same_line_with_more_rows(tmp_path, monkeypatch):
+    import ulmfit_ext.lm as module
+    from typer.testing import CliRunner
+    from ulmfit_ext.cli import app
+    monkeypatch.setitem(module.lm_sizes, 'tiny', size)
+    file = tmp_path/'reviews.csv'
+    def _train(df, *more):
+        df.to_csv(file, index=False)
+        line = f'train {file} --out {tmp_path/"out"} --size tiny --directions fwd --lm-epochs 1 --epochs 1 --recipe together --bs 8 --min-freq 1 --no-refit'
+        res = CliRunner().invoke(app, [*line.split(), *more])
+        assert res.exit_code==0, res.output
+        return res.stdout
+    _train(all_rows[:60])
+    out = _train(all_rows)
+    assert 'Going on' in out and 'Language model' not in out and 'Classifier, forward' in out
+    assert 'Classifier on disk' in _train(all_rows)
+    out = _train(all_rows, '--no-go-on')
+    assert 'Going on' not in out and 'Language model, forward' in out
