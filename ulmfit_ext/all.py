@@ -44,7 +44,9 @@ from .predict import *
 from .ensemble import *
 from .label_file import *
 from .export import *
+from .earlier import *
 from .pipeline import *
+from .integrations.sklearn import *
 
 # %% ../nbs/43_all.ipynb #8f9141ec
 __all__ = [o for o in list(globals()) if not o.startswith('_')]

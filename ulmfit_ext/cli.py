@@ -35,6 +35,7 @@ def _new_ulmfit(o, df, columns):
                           lang=o.lang, minutes=o.minutes, epochs=(o.lm_epochs,o.epochs), words=o.words, min_freq=o.min_freq,
                           max_vocab=o.max_vocab, unlabelled=unlabelled,
                           valid_pct=o.valid_pct, valid_col=o.valid, bptt=o.bptt, seed=o.seed, **columns,
+                          go_on='auto' if o.go_on else False,
                           **(dict(bs=o.bs) if o.bs else {}))
 
 # %% ../nbs/42_cli.ipynb #04879b30
@@ -69,7 +70,7 @@ def _train(o):
          stopped='What was finished is kept in {out}: the same line goes on from there',
          Data='text label valid_pct valid test unlabelled label_delim sep encoding lang min_freq max_vocab',
          Model='out pretrained size directions words',
-         Training='lm_epochs minutes epochs recipe refit lm_lr lr bs bptt max_len bf16 seed baseline')
+         Training='lm_epochs minutes epochs recipe refit go_on lm_lr lr bs bptt max_len bf16 seed baseline')
 def train(
     file:Path, # Table of labelled texts; rows without a label serve the language model
     text:str='text', # Column that holds the texts
@@ -94,6 +95,7 @@ def train(
     epochs:int=None, # Epochs of the classifier. If not given: by the number of labels
     recipe:str='auto', # How the classifier is trained; auto: the better in trials, but gradual if --lr is given
     refit:bool=True, # Train once more in the end, on the held-out texts too: up to 5,000 labels, if there is time, and without --valid
+    go_on:bool=True, # With other rows than before in OUT: keep its language models, if they have read half of the texts
     lm_lr:float=0.004, # Peak learning rate of the language model
     lr:float=None, # Peak learning rate of the classifier. If not given: the recipe's
     bs:int=None, # Texts in a batch, or streams; less needs less memory. If not given: by the size of the text, and by the number of labels

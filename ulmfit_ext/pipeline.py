@@ -32,6 +32,7 @@ from .scores import *
 from .folder import *
 from .ensemble import *
 from .voices import *
+from .earlier import *
 from .export import *
 from .progress import *
 
@@ -44,15 +45,17 @@ def _check(directions, config):
     if directions not in list(_sides): raise UlmfitError(f"directions is {directions!r}: 'both', 'fwd' or 'bwd'")
     lm_size(config)
 
+def _of_side(pretrained, side): return pretrained[side] if isinstance(pretrained, dict) else pretrained
+
 def _dropouts(config): return {k: p for k,p in config.items() if k.endswith('_p')}
 
 # %% ../nbs/40_pipeline.ipynb #934c3abe
-class ULMFiT:
+class ULMFiT(Answering):
     "The three stages of ULMFiT in both directions (section 3), each step kept on disk"
     def __init__(self,
         dls:UlmfitDls, # What `ulmfit_dls` made
         path='ulmfit', # Folder for everything that is made
-        pretrained=None, # What `find_lm` finds: 'base', 'small', 'wt103', 'de', or a path; None: no stage one
+        pretrained=None, # What `find_lm` finds: 'base', 'small', 'wt103', 'de', or a path; one for each side, as a dict; None: no stage one
         directions:str='both', # 'both', 'fwd' or 'bwd'
         config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
         bptt:int=70, # Tokens in a chunk of the classifier
@@ -70,10 +73,10 @@ class ULMFiT:
         self.valid_col = None # the column that says what is held out, if there is one
         self.bag = None # the third voice: words of the training texts alone, as `refit` leaves it
         self.how = None # what `fit_classifier` trained with
-        self.held_out = None # after `refit`: what was said before of the validation texts
+        self.before,self.key = None,None # the earlier run whose language models are kept; of the table, as `TableNote` has it
         self.plan,self.coming = Plan(minutes, cache(self._guess_speed)),{} # `coming`: arguments of `fit_classifier`, if known
         data = dict(data_sha256=dls.sha256(), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
-        weights = {s: dict(pretrained_sha256=fingerprint(pretrained, s=='bwd'), sizes=lm_size(config)) for s in self.sides}
+        weights = {s: dict(pretrained_sha256=fingerprint(_of_side(pretrained, s), s=='bwd'), sizes=lm_size(config)) for s in self.sides}
         if minutes is not None: data['run_minutes'] = minutes
         self.inputs = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # what all stages share
 
@@ -98,23 +101,31 @@ def from_df(cls:ULMFiT,
     lang:str=None, # spaCy's code of the language; None: that of the pretrained model, or English
     minutes:float=None, # Time for the whole run; None: as long as it takes, where 'auto' reckons with an hour
     epochs:tuple=(None,None), # Of language models and classifiers, where they are settled, for 'auto'
+    go_on:bool|str=False, # Keep the language models of the earlier run in `path`? 'auto': where they have read half of the texts
     **kwargs
 ) -> ULMFiT:
     "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
     began = time.time()
     _check(directions, config)
-    df,path = as_frame(df),as_path(path)
-    if 'unlabelled' in kwargs: kwargs['unlabelled'] = unlabelled_texts(kwargs['unlabelled'], kwargs.get('text_col', 'text'))
+    df,path,sides,user_valid = as_frame(df),as_path(path),_sides[directions],kwargs.get('valid_col')
+    kwargs['unlabelled'] = unlabelled_texts(kwargs.get('unlabelled'), kwargs.get('text_col', 'text'))
+    table = TableNote(df, **kwargs, pretrained=pretrained, directions=directions, config=config, bptt=bptt, seed=seed,
+                      all_words=all_words, words=words, lang=lang)
+    before,kept = go_on_from(path, sides, table, go_on is True) if go_on else (None,{})
+    lms = before and before.folders(kept, sides)
     def _choose():
         tokens,memo = epoch_tokens(df, **kwargs),path/'pretrained.json'
-        return on_rank0(choose_lm)(lang, tokens, len(_sides[directions]), minutes, None, memo, table_epochs(df, tokens, epochs, **kwargs))
-    pretrained,known,lang = start_from(pretrained, [s=='bwd' for s in _sides[directions]], config, lang, _choose)
+        return on_rank0(choose_lm)(lang, tokens, len(sides), minutes, None, memo, table_epochs(df, tokens, epochs, **kwargs))
+    if before: df,kwargs = same_split(before, table, df, seed, **kwargs)
+    if lms: _,known,lang = start_from(lms[sides[0]], [sides[0]=='bwd'], config, lang, None)
+    else: pretrained,known,lang = start_from(pretrained, [s=='bwd' for s in sides], config, lang, _choose)
     if kwargs.get('bs', 0) is None: kwargs.pop('bs')
     with run_lock(path):
-        dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=known if all_words else None, **kwargs)
+        dls = ulmfit_dls(df, path=path, seed=seed, bptt=bptt, lang=lang, known=known if all_words or lms else None, **kwargs)
+        note_rows(path, table, dls.labelled, dls.valid_idx, before, kept)
     if not {'bs','clas_bs'} & set(kwargs): dls.clas_bs = batch_size(len(dls.train_idx))
-    res = cls(dls, path, pretrained, directions, config, bptt, seed, words, minutes)
-    res.plan.earlier,res.valid_col = time.time()-began,kwargs.get('valid_col')
+    res = cls(dls, path, lms or pretrained, directions, config, bptt, seed, words, minutes)
+    res.plan.earlier,res.valid_col,res.before,res.key = time.time()-began,user_valid,before,table.key
     return res
 
 # %% ../nbs/40_pipeline.ipynb #f14f9f27
@@ -197,6 +208,8 @@ def fit_lm(self:ULMFiT,
             learn = self._from_disk('lm', side, settings[side], _read)
             if learn is None: learn = self._train_lm(side, settings[side], **how)
             self.lms[side] = learn
+        pieces = {s: list_pieces(self.path/'lm', s).items() for s in self.sides}
+        note_result(self.path, self.key, lms={s: first(p.name for p,o in found if o==settings[s]) for s,found in pieces.items()})
     return self
 
 # %% ../nbs/40_pipeline.ipynb #e539de34
@@ -208,10 +221,10 @@ def _train_lm(self:ULMFiT, side, settings, minutes, cbs, **how):
     else: job.limit = 60*minutes
     with unfinished(self.path, f'lm-{side}', settings) as folder:
         cbs = L(cbs) + L(CountWork(self.plan, job), Resume(folder/'fit', keep=True))
-        learn = finetune_lm(self._dls('lm', side), self.pretrained, self.config, minutes=minutes, cbs=cbs, **how)
+        learn = finetune_lm(self._dls('lm', side), _of_side(self.pretrained, side), self.config, minutes=minutes, cbs=cbs, **how)
         losses = [list(map(float, o)) for o in learn.recorder.values]
         def _write(folder):
-            save_lm(learn, folder, pretrained=str(self.pretrained), losses=losses)
+            save_lm(learn, folder, pretrained=str(_of_side(self.pretrained, side)), losses=losses)
             return learn.stage_two # noted in settings.json: the rate in the end, the epochs, the losses
         self._to_disk('lm', side, settings, learn, _write)
     return learn
@@ -240,6 +253,7 @@ def fit_classifier(self:ULMFiT,
         self.count_words()
         self.plan.drop('lm')
         rates = {k:v for k,v in numbers.items() if v is not None}
+        recipe = recipe_before(self.before, recipe_name(recipe, rates), len(self.dls.labelled))
         plan = partial(self.plan.add_classifiers, self.dls, self._sizes(), self.sides, self.seed or 0, n_epoch)
         plan(recipe, **rates)
         recipe = self._recipe(recipe, rates, common)
@@ -284,7 +298,7 @@ def _train_classifier(self:ULMFiT, learn, kind, side, settings, recipe, wd, bf16
 @patch
 def _new_classifier(self:ULMFiT, side, config=None, data=None, **kwargs):
     "A classifier of one direction that is not trained yet, for `data`, or for all"
-    encoder = self.lms.get(side, self.pretrained)
+    encoder = self.lms.get(side, _of_side(self.pretrained, side))
     if encoder is None and not isinstance(config, str): config = {**lm_size(self.config), **(config or {})}
     return ulmfit_classifier(self._dls('clas', side, data), config, encoder=encoder, bptt=self.bptt, path=self.path, **kwargs)
 
@@ -301,8 +315,9 @@ def _read_classifier(self:ULMFiT, side, data, folder, **kwargs):
 @patch
 def _recipe(self:ULMFiT, name, rates, common):
     "The recipe of this name with the `rates` given. Raises `UlmfitError` for an unknown name"
-    name = recipe_name(name, rates)
-    if name=='auto': name = self._best_recipe(common)
+    if name=='auto':
+        name = self._best_recipe(common)
+        note_result(self.path, self.key, recipe=dict(name=name, texts=len(self.dls.labelled)))
     if name not in recipes: raise UlmfitError(f"recipe is {name!r}: 'auto' or one of {', '.join(recipes)}")
     return replace(recipes[name], **rates)
 
@@ -347,7 +362,9 @@ def refit(self:ULMFiT) -> ULMFiT: # Itself
 
 # %% ../nbs/40_pipeline.ipynb #af5ae3bf
 @patch
-def _sizes(self:ULMFiT): return lm_size(self.config) if self.pretrained is None else load_lm(self.pretrained, self.sides[0]=='bwd')[2]
+def _sizes(self:ULMFiT):
+    if self.pretrained is None: return lm_size(self.config)
+    return load_lm(_of_side(self.pretrained, self.sides[0]), self.sides[0]=='bwd')[2]
 
 @patch
 def _guess_speed(self:ULMFiT, kind):
@@ -363,14 +380,14 @@ def fit(self:ULMFiT,
     classifier:dict=None, # Arguments of `fit_classifier`
     refit:bool=None, # Train on all labels in the end? None: up to 5,000, if the `minutes` allow, and without `valid_col`
 ) -> ULMFiT: # Itself
-    "Stages two and three: `fit_lm`, `fit_classifier` and `refit`, in the `minutes` of the run"
+    "Stages two and three: `fit_lm` (not where the run goes on), `fit_classifier` and `refit`, in the `minutes` of the run"
     lm,self.coming = lm or {},classifier or {}
     has_labels = self.dls.classes is not None
     if refit is None: refit = len(self.dls.labelled)<=5000 and self.valid_col is None
     if has_labels: check_place(self.folder)
     with run_lock(self.path), self.plan.running():
         if refit and has_labels: self.plan.add_refit(self.dls, self._sizes(), self.sides, self.coming.get('n_epoch'))
-        if lm.get('n_epoch')!=0: self.fit_lm(**lm)
+        if lm.get('n_epoch')!=0 and self.before is None: self.fit_lm(**lm)
         if has_labels: self.fit_classifier(**self.coming)
         if refit and has_labels and self.plan.has_time_to_refit(): self.refit()
     return self
@@ -382,7 +399,7 @@ def _classifier_settings(self:ULMFiT, side, **settings):
     if side not in self.lms and (unused := pieces_with(self.path/'lm', side, **self.inputs[side])):
         warn(f"{unused[-1]} holds a fine-tuned language model, and it is not used: "
              "call fit_lm() first with its settings, which reads it from disk")
-    encoder = fingerprint(self.lms.get(side, self.pretrained), side=='bwd')
+    encoder = fingerprint(self.lms.get(side, _of_side(self.pretrained, side)), side=='bwd')
     fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_clas_config), encoder_sha256=encoder, classifier_bptt=self.bptt)
     return training_settings(Learner.fit_gradual, ULMFiT.fit_classifier, **{**fixed, **self.inputs[side], **settings})
 
@@ -406,60 +423,36 @@ def ensemble(self:ULMFiT):
         self._ensemble = BidirEnsemble(*[self.learns[s] for s in self.sides], words=self.bag)
     return self._ensemble
 
-@patch
-@delegates(BidirEnsemble.answers)
-def answers(self:ULMFiT,
-    ds_idx:int=1, # Which of the learners' sets: 0 training, 1 validation; or a table, as `df`
-    **kwargs
-) -> Answers: # `outs`, before softmax or sigmoid, by direction, and `targs`
-    "What each voice says of labelled texts; of the validation texts, what it said before `refit`"
-    is_held_out = hasattr(ds_idx, '__index__') and ds_idx==1 and all(kwargs.get(o) is None for o in ('dl','df'))
-    return self.held_out if is_held_out and self.held_out is not None else self.ensemble.answers(ds_idx, **kwargs)
-
-@patch
-@delegates(BidirEnsemble.validate)
-def validate(self:ULMFiT,
-    ds_idx:int=1, # Which of the learners' sets: 0 training, 1 validation; or a table, as `df`; or `answers`
-    **kwargs
-) -> pd.DataFrame: # Rows 'words', 'forward', 'backward', 'both' and 'all', as far as they are there; columns 'loss' and each metric
-    "Loss and metrics of each voice, of both directions and of all together: `BidirEnsemble.validate`"
-    return self.ensemble.validate(ds_idx if isinstance(ds_idx, Answers) else self.answers(ds_idx, **kwargs))
-
-@patch
-def predict(self:ULMFiT,
-    text, # A raw text; or many: a list, a Series, a table, a generator
-    **kwargs # For many texts: what else `predict_df` takes
-): # Of one: its label, the label's number, and the probability of each class. Of many: a DataFrame
-    "The label of one text, or the table of many: `BidirEnsemble.predict`"
-    return self.ensemble.predict(text, **kwargs)
-@patch
-def predict_df(self:ULMFiT,
-    texts, # A table with a column of raw texts, or the texts: a list, a Series, any iterable of `str`
-    text_col:str='text', # Column of the table that holds the texts
-    **kwargs # `progress`, `at_least` and `notes` of `BidirEnsemble.predict_df`
-) -> pd.DataFrame: # The table, with columns for label, confidence and each class
-    "Label, confidence and probabilities of many texts: `BidirEnsemble.predict_df`"
-    return self.ensemble.predict_df(texts, text_col, **kwargs)
-
 # %% ../nbs/40_pipeline.ipynb #9b010b0f
-@patch
-def save(self:ULMFiT,
-    path=None, # Folder; None: `path/model`, or the folder that `load` read
-) -> Path: # The folder
-    "Save the trained classifier as a model folder"
-    path = as_path(path or self.folder)
-    if not rank_distrib(): self.ensemble.save(path)
-    return path
-
 @patch(cls_method=True)
 def load(cls:ULMFiT,
     path, # A model folder, or the `path` of a `ULMFiT` whose classifier is trained
 ) -> ULMFiT:
-    "Read a trained classifier, to predict and validate with. To train further, make the object from its data with `from_df`"
+    "Read a trained classifier, to predict and validate with, and to `add` labels to. For any other training make it from its data with `from_df`"
     res = cls.__new__(cls) # there are no data to make it from
     res.path = as_path(path)
     res.folder = model_folder(res.path)
-    res.sides,res.lms,res.learns,res.how,res.held_out = (),{},{},None,None
+    res.sides,res.lms,res.learns,res.how,res.before = (),{},{},None,None
     res._ensemble = load_ulmfit(res.folder)
     res.bag,res.words = res._ensemble.words,res._ensemble.words is not None
     return res
+
+# %% ../nbs/40_pipeline.ipynb #87fab048
+@patch
+def add(self:ULMFiT,
+    df, # More labelled texts: a table with the columns of the table before, or the path of one
+    minutes:float=None, # Time for it; None: as long as it takes
+    classifier:dict=None, # Arguments of `fit_classifier`
+    refit:bool=None, # Train on all labels in the end? As for `fit`
+) -> ULMFiT: # Another one, trained on all labels
+    """Go on with more labels: language models are kept, all else is trained on old and new rows and saved in the place of what was there.
+
+    A text that was there before gets its new label. Raises `UlmfitError` where the folder holds a model, and not the run that made it."""
+    path = self.folder.parent
+    before = earlier_run(path)
+    if before is None:
+        raise UlmfitError(f"{path} does not say what the model was trained on: give all rows, old and new, to `ULMFiT.from_df`")
+    asked = {**before.asked, 'epochs':(0,None), 'minutes':minutes}
+    more  = ULMFiT.from_df(with_rows(before, as_frame(df)), path, go_on=True, **asked)
+    return more.fit(dict(n_epoch=0), classifier, refit)
+

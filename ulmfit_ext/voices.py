@@ -83,18 +83,19 @@ class Answering:
         return self.ensemble.validate(ds_idx if isinstance(ds_idx, Answers) else self.answers(ds_idx, **kwargs))
 
     def predict(self,
-        text:str, # A raw text
-    ) -> tuple: # Its label, the label's number, and the probability of each class
-        "The label of one text: `BidirEnsemble.predict`"
-        return self.ensemble.predict(text)
+        text, # A raw text; or many: a list, a Series, a table, a generator
+        **kwargs # For many texts: what else `predict_df` takes
+    ): # Of one: its label, the label's number, and the probability of each class. Of many: a DataFrame
+        "The label of one text, or the table of many: `BidirEnsemble.predict`"
+        return self.ensemble.predict(text, **kwargs)
 
     def predict_df(self,
         texts, # A table with a column of raw texts, or the texts: a list, a Series, any iterable of `str`
         text_col:str='text', # Column of the table that holds the texts
-        progress:bool=True, # Show a bar if there are many texts?
+        **kwargs # `progress`, `at_least` and `notes` of `BidirEnsemble.predict_df`
     ) -> pd.DataFrame: # The table, with columns for label, confidence and each class
         "Label, confidence and probabilities of many texts: `BidirEnsemble.predict_df`"
-        return self.ensemble.predict_df(texts, text_col, progress)
+        return self.ensemble.predict_df(texts, text_col, **kwargs)
 
     def save(self,
         path=None, # Folder; None: `path/model`, or the folder that `load` read
