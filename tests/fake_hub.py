@@ -32,7 +32,7 @@ class FakeHub(BaseHTTPRequestHandler):
     def url(self, path): return f'http://127.0.0.1:{self.server.server_port}/{path}'
     def create(self, o):
         name = f"{o.get('organization') or 'anna'}/{o['name']}"
-        self.server.private = o.get('private')
+        self.server.private = o.get('private') or o.get('visibility')=='private'
         self.server.repos.setdefault(name, {})
         self.answer(dict(url=self.url(name), id=name, name=name))
     def preupload(self, repo, body, _):

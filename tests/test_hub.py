@@ -141,7 +141,7 @@ def test_with_tables(saved, ens, tmp_path):
 
 def test_of_a_training(tmp_path):
     df  = make_df(80)
-    fit = ULMFiT.from_df(df, tmp_path, pretrained=None, config=dict(emb_sz=8, n_hid=12, n_layers=1), bptt=20, min_freq=1,
+    fit = ULMFiT.from_df(df, tmp_path, pretrained=None, config=dict(emb_sz=8, n_hid=12, n_layers=2), bptt=20, min_freq=1,
                          unlabelled=make_texts(9, seed=3))
     fit.fit(lm=dict(n_epoch=1), classifier=dict(n_epoch=1))
     card = model_card(fit)
