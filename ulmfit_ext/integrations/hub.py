@@ -97,7 +97,7 @@ def _data_part(ens, sets, most=100):
     if not sets: return 'What the model was trained on was not noted.'
     table = pd.DataFrame({'class': list(map(str, ens.classes)), **{k: o for k,(_,o) in sets.items()}})
     rest  = f'\n\n… and {len(table)-most:,} further classes' if len(table)>most else ''
-    total = ', '.join(f'{n:,} texts {"for " if k!="held out" else ""}{k}' for k,(n,_) in sets.items())
+    total = ', '.join(f'{n:,} texts {k}' if k=='held out' else f'{n:,} texts for {k}' for k,(n,_) in sets.items())
     return f'{total}. How often each class is a label:\n\n{_markdown(table[:most])}{rest}'
 
 def _score_part(ens, said):
@@ -105,7 +105,8 @@ def _score_part(ens, said):
     parts = []
     for title,answers in said.items():
         table = scores(ens, answers).map('{:.4f}'.format)
-        parts.append(f"On {title}; F1 is the mean over the classes:\n\n{_markdown(table.rename_axis('voice').reset_index())}")
+        table = _markdown(table.rename_axis('voice').reset_index())
+        parts.append(f'On {title}; F1 is the mean over the classes:\n\n{table}')
     return '\n\n'.join(parts)
 
 # %% ../../nbs/41_integrations.hub.ipynb #92eb7832
@@ -113,16 +114,19 @@ def _calibration_part(ens, said):
     "How far the probabilities can be believed, on the last set that was scored"
     if not said: return 'It was not measured.'
     title,(outs,targs) = list(said.items())[-1]
-    ways  = {'as they are': ens.mixture}
-    if ens.mixture is not None: ways = {'equal voices, no temperatures': None, 'with weights and temperatures, as it answers': ens.mixture}
-    rows,table = [],None
+    ways = {'as they are': ens.mixture}
+    if ens.mixture is not None:
+        ways = {'equal voices, no temperatures': None, 'with weights and temperatures, as it answers': ens.mixture}
+    rows = []
     for name,mixture in ways.items():
         logits = list(together(outs, mixture, ens.multi).values())[-1]
         table  = calibration_table(logits, targs, ens.multi)
         rows.append((name, f'{calibration_error(table):.4f}'))
-    found = ' Weights and temperatures were found on these texts, so that the last number flatters.' if 'held out' in title else ''
-    bins  = table.assign(confidence=table.confidence.map('{:.2f}'.format), right=table.right.map('{:.2f}'.format))
-    return (f"Expected calibration error in ten bins, on {title}.{found if ens.mixture is not None else ''}\n\n"
+    found = ''
+    if ens.mixture is not None and 'held out' in title:
+        found = ' Weights and temperatures were found on these texts, so that the last number flatters.'
+    bins  = table.assign(**{o: table[o].map('{:.2f}'.format) for o in ('confidence','right')})
+    return (f"Expected calibration error in ten bins, on {title}.{found}\n\n"
             f"{_markdown(pd.DataFrame(rows, columns=['probabilities','error']))}\n\n"
             f"Answers by confidence, and the share that was right:\n\n{_markdown(bins)}")
 
@@ -135,23 +139,25 @@ def _languages(ens, languages):
 
 def _head(ens, name, licence, languages, said):
     "What a hub reads: YAML between two lines of hyphens, each value as JSON has it, which YAML reads too"
-    head = dict(library_name='ulmfit_ext', pipeline_tag='text-classification', language=languages, tags=['ulmfit','text-classification'])
+    head = dict(library_name='ulmfit_ext', pipeline_tag='text-classification', language=languages, tags=['ulmfit'])
     if licence: head['license'] = licence
     if said:
         title,answers = list(said.items())[-1]
         last = scores(ens, answers).iloc[-1]
         metrics = [dict(type=k, value=round(float(v), 4)) for k,v in (('accuracy', last.accuracy), ('f1', last.F1))]
-        data = dict(name=title, type='own')
-        head['model-index'] = [dict(name=name, results=[dict(task=dict(type='text-classification'), dataset=data, metrics=metrics)])]
+        result = dict(task=dict(type='text-classification'), dataset=dict(name=title, type='own'), metrics=metrics)
+        head['model-index'] = [dict(name=name, results=[result])]
     return '---\n' + '\n'.join(f'{k}: {json.dumps(v, ensure_ascii=False)}' for k,v in head.items()) + '\n---'
 
+
+# %% ../../nbs/41_integrations.hub.ipynb #131a3504
 _template = """{head}
 
 # {name}
 
 {about}
 
-A text classifier: AWD-LSTM, trained as ULMFiT is, by `ulmfit_ext`. It answers with {kind} of {n_classes} classes. {voices}
+A text classifier: AWD-LSTM, trained as ULMFiT is, by `ulmfit_ext`. It answers with {kind} of {n_classes} classes. Its voices: {voices}.
 
 ## Use it
 
@@ -201,15 +207,18 @@ def model_card(
         if df is None: continue
         df = as_frame(df)
         sets[key] = len(df),_counts_in(ens, df, label_col, label_delim)
-        if key=='testing':
-            said[f'{len(df):,} test texts'] = ens.answers(df=df, text_col=text_col, label_col=label_col, label_delim=label_delim)
+        if key=='training': continue
+        answers = ens.answers(df=df, text_col=text_col, label_col=label_col, label_delim=label_delim)
+        said[f'{len(df):,} test texts'] = answers
     languages = _languages(ens, languages)
-    voices = listing([*ens.models, *([] if ens.words is None else ['counted words'])])
-    facts  = {'Written on': date.today().isoformat(), 'Versions there': _versions(), **facts, 'Vocabulary': f'{len(ens.first.processor.vocab):,} tokens',
-              'Languages': listing(languages), 'Licence': licence or 'none was given: ask the author before you use it'}
-    return _template.format(head=_head(ens, name, licence, languages, said), name=name, about=about.strip() or 'Its author has not described it.',
-        kind='any' if ens.multi else 'one', n_classes=len(ens.classes), voices=f'Its voices: {voices}.', data=_data_part(ens, sets),
-        scores=_score_part(ens, said), calibration=_calibration_part(ens, said), facts='\n'.join(f'- {k}: {v}' for k,v in facts.items()))
+    facts = {'Written on': date.today().isoformat(), 'Versions there': _versions(), **facts,
+             'Vocabulary': f'{len(ens.first.processor.vocab):,} tokens', 'Languages': listing(languages),
+             'Licence': licence or 'none was given: ask the author before you use it'}
+    return _template.format(
+        head=_head(ens, name, licence, languages, said), name=name, about=about.strip() or 'Its author has not described it.',
+        kind='any' if ens.multi else 'one', n_classes=len(ens.classes), data=_data_part(ens, sets),
+        voices=listing([*ens.models, *([] if ens.words is None else ['counted words'])]), scores=_score_part(ens, said),
+        calibration=_calibration_part(ens, said), facts='\n'.join(f'- {k}: {v}' for k,v in facts.items()))
 
 # %% ../../nbs/41_integrations.hub.ipynb #38fabfd6
 def _hub():
@@ -281,6 +290,7 @@ def from_pretrained(
     "A classifier from a hub, loaded without running code. Raises `UlmfitError` where there is none, or it is damaged"
     if as_path(name).is_dir(): return load_ulmfit(model_folder(name), quantize, device)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
-        _fetched(str(name), Path(tmp), revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only, endpoint=endpoint)
+        _fetched(str(name), Path(tmp), revision=revision, token=token, cache_dir=cache_dir,
+                 local_files_only=local_files_only, endpoint=endpoint)
         try: return load_ulmfit(tmp, quantize, device)
         except UlmfitError as e: raise UlmfitError(str(e).replace(tmp, str(name))) from None
