@@ -163,6 +163,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'ulmfit_ext/callback/groups.py'),
                                             'ulmfit_ext.callback.groups._module_names': ( 'callback.groups.html#_module_names',
                                                                                           'ulmfit_ext/callback/groups.py'),
+                                            'ulmfit_ext.callback.groups._plot_rates': ( 'callback.groups.html#_plot_rates',
+                                                                                        'ulmfit_ext/callback/groups.py'),
                                             'ulmfit_ext.callback.groups.discriminative_lrs': ( 'callback.groups.html#discriminative_lrs',
                                                                                                'ulmfit_ext/callback/groups.py'),
                                             'ulmfit_ext.callback.groups.is_fitting': ( 'callback.groups.html#is_fitting',
