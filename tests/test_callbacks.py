@@ -229,6 +229,20 @@ def test_plot_groups_needs_a_record(tmp_path):
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     with pytest.raises(ValueError, match='GroupRecorder'): learn.recorder.plot_groups()
 
+def test_plot_groups_hides_no_group(tmp_path):
+    "Groups with one rate are drawn as dashes in turn, so that each is seen at each step; others as solid lines"
+    learn = synthetic(tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(5, 0.01, cbs=[ChainThaw(), STLR(), GroupRecorder()])
+    ax,_ = learn.recorder.plot_groups()
+    curves = [o for o in ax.lines if len(o.get_xdata())]
+    n,free = len(learn.recorder.groups),np.array([o[1] for o in learn.recorder.groups])
+    drawn = np.array([~np.isnan(o.get_ydata()) for o in curves])
+    colors = np.array([o.get_color() for o in curves])
+    dashed = np.array([o.is_dashed() for o in curves])
+    for step in range(n):
+        here = drawn[:,step] & (dashed if free[step].sum()>1 else ~dashed)
+        assert len(np.unique(colors[here], axis=0))==free[step].sum()
+
 def test_resume_with_a_progress_bar(tmp_path, capsys):
     synthetic(tmp_path).fit_gradual(4, 0.01, start_epoch=2)
     assert len(capsys.readouterr().out)>0

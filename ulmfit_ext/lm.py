@@ -228,19 +228,24 @@ def start_from(
 # %% ../nbs/22_lm.ipynb #a0000030
 def loss_curve(
     learn:Learner, # A learner after a fit
-    title:str=None, # None: what is trained, and its direction
-): # Axes of a figure that is not shown
-    "Draw the training and validation losses of the last fit"
+    title:str=None, # None: the stage, what is trained, and its direction
+    ax=None, # matplotlib Axes to draw in; None: those of a new figure, which is not shown
+): # The Axes
+    "Draw the training and validation losses of the last fit. Raises `UlmfitError` before a fit"
     import matplotlib.pyplot as plt
     if not getattr(learn.recorder, 'losses', None): raise UlmfitError("There are no losses to draw: fit the learner first")
     if title is None:
         setup = text_setup(learn.dls)
-        title = f"{'Language model' if setup.classes is None else 'Classifier'}, {setup.direction}"
-    with plt.ioff(): ax = plt.subplots(figsize=(6,4), layout='constrained')[1]
+        lm = 'Stage two: language model' if hasattr(learn, 'stage_two') else 'Language model'
+        title = f"{lm if setup.classes is None else 'Stage three: classifier'}, {setup.direction}"
+    if ax is None:
+        with plt.ioff(): ax = plt.subplots(figsize=(6,4), layout='constrained')[1]
     learn.recorder.plot_loss(skip_start=min(5, len(learn.recorder.losses)//2), ax=ax)
-    ax.set_title(title)
-    valid = ax.lines[1]
-    if len(valid.get_xdata())==1: valid.set_marker('o') # one validation is no line
+    train,valid = ax.lines[-2:]
+    train.set_label('training, smoothed')
+    valid.set(label='validation', marker='o', markersize=4) # a mark each: one validation is no line
+    ax.set(title=title, xlabel='step')
+    ax.legend()
     return ax
 
 # %% ../nbs/22_lm.ipynb #926d387a
@@ -372,7 +377,9 @@ def _save_pretrained(learn, parts, best, path, settings, half, pretrained):
     dls,loss = learn.dls,best.best_loss
     ppl,(word_ppl,unknown) = math.exp(loss),word_perplexity(loss, dls)
     tokens,seconds = parts.tokens,parts.seconds
-    if learn.recorder.losses: on_rank0(save_figure)(loss_curve(learn), path/f'{text_setup(dls).side}.png')
+    if learn.recorder.losses:
+        title = f'Stage one: language model, {text_setup(dls).direction}'
+        on_rank0(save_figure)(loss_curve(learn, title), path/f'{text_setup(dls).side}.png')
     on_rank0(save_lm)(learn, path, half,
         perplexity=round(ppl, 2), perplexity_per_word=round(word_ppl, 2), unknown=round(unknown, 4),
         tokens=tokens, epochs=round(tokens/(dls.train.bl*dls.train.bs), 2), documents=len(dls.train_ds)+len(dls.valid_ds),

@@ -108,13 +108,25 @@ class GroupRecorder(Callback):
 
     _docs = dict(before_fit="Begin a new record", after_batch="Note the rates and which groups are trained")
 
+# %% ../../nbs/01_callback.groups.ipynb #9ebf3e9e
+def _plot_rates(ax, rates, colors):
+    "Draw the `rates` of all groups (steps, groups; NaN while frozen): a line each, dashes in turn where they are the same"
+    for i,color in enumerate(colors):
+        same = rates==rates[:,[i]] # which groups go along with this one, at each step
+        n,place = same.sum(1),same[:,:i].sum(1)
+        for k,j in sorted(set(zip(n[n>0], place[n>0]))): # one of k, its dashes the j-th
+            here = (n==k) & (place==j)
+            here[1:] |= here[:-1] # no gap before the next step
+            style = '-' if k==1 else (6*j, (6, 6*(k-1)))
+            ax.plot(np.where(here, rates[:,i], np.nan), color=color, ls=style, lw=1.5 if k==1 else 2.5, dash_capstyle='butt')
+
 # %% ../../nbs/01_callback.groups.ipynb #d7d50779
 @patch
 def plot_groups(self:Recorder,
     names:list=None, # A name for each group, lowest first; default: their numbers
     figsize:tuple=(8,5), # Width and height, inches
 ): # Array of the two axes: the rates, the frozen spans
-    "Draw the learning rate of every layer group over the last fit and, under it, when each was trained and when frozen"
+    "Draw the learning rate of every layer group over the last fit, and under it when each was trained and when frozen"
     if not getattr(self, 'groups', None):
         raise ValueError("No layer groups were recorded: fit with `cbs=GroupRecorder()`, `fit_stlr` or `fit_gradual`")
     lrs,free = [np.array(o) for o in zip(*self.groups)] # each (steps, groups)
@@ -122,8 +134,9 @@ def plot_groups(self:Recorder,
     names  = names or [f'group {i}' for i in range(n)]
     colors = plt.cm.viridis(np.linspace(0., 0.9, n))
     fig,axs = plt.subplots(2, 1, figsize=figsize, sharex=True, height_ratios=[3,1], layout='constrained')
+    _plot_rates(axs[0], np.where(free, lrs, np.nan), colors)
     for i in range(n):
-        axs[0].plot(np.where(free[:,i], lrs[:,i], np.nan), color=colors[i], label=names[i])
+        axs[0].plot([], [], color=colors[i], label=names[i])
         bar = np.where(free[None,:,i,None], colors[i], (.9,.9,.9,1.))
         axs[1].imshow(bar, extent=(-.5, len(lrs)-.5, i-.4, i+.4), aspect='auto', interpolation='nearest')
     axs[0].set(ylabel='learning rate', yscale='log')
