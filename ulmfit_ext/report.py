@@ -315,9 +315,9 @@ def save_confusion(
     report:Report, # What it is a picture of; with several labels a text there is none
     path, # PNG file to write
 ):
-    "Draw the confusion matrix: with numbers up to 30 classes, with names up to 100"
+    "Draw the confusion matrix: with numbers up to 30 classes, with names up to 100. Raises `UlmfitError` where `path` cannot be written"
     if report.ens.multi: return
-    save_figure(report.ens.plot_confusion_matrix(report.answers), path)
+    with new_file(as_path(path)) as tmp: save_figure(report.ens.plot_confusion_matrix(report.answers), tmp)
 
 # %% ../nbs/35_report.ipynb #55e9a0d4
 def _validation_texts(ulmfit):
