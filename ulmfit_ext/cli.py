@@ -44,7 +44,7 @@ def _save_reports(reports, o):
     from ulmfit_ext.text.write import new_file
     if not reports: return ''
     save_confusion(reports[-1], o.out/'confusion.png')
-    with new_file(o.out/'report.html') as tmp: tmp.write_text(report_page(reports, f'Trained on {o.file.name}'), encoding='utf-8')
+    with new_file(o.out/'report.html') as tmp: tmp.write_text(report_page(reports[::-1], f'Trained on {o.file.name}'), encoding='utf-8')
     return f"the report is {o.out/'report.html'}, "
 
 def _train(o):
@@ -65,7 +65,7 @@ def _train(o):
                dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe),
                refit=None if o.refit else False)
     if not is_first: return
-    reports = run_reports(ulmfit, tests, baselines, **columns)
+    reports = run_reports(ulmfit, df, tests, baselines, **columns)
     print_reports(reports)
     made = _save_reports(reports, o)
     _print_next(f"The model is in {o.out/'model'}, {made}plots are in {o.out}. It took {(time.time()-began)/60:.1f} minutes.",

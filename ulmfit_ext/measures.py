@@ -84,8 +84,8 @@ def reliability(
     there = n>0
     n,hits,total = n[there],hits[there],total[there]
     low,high = share_intervals(hits, n)
-    return pd.DataFrame(dict(low=edges[:-1][there], high=edges[1:][there], answers=n.astype(int), confidence=total/n, right=hits/n,
-                             right_low=low, right_high=high))
+    shares = dict(confidence=total/n, right=hits/n, right_low=low, right_high=high)
+    return pd.DataFrame(dict(low=edges[:-1][there], high=edges[1:][there], answers=n.astype(int), **shares))
 
 def calibration_error(
     bins:pd.DataFrame, # From `reliability`
@@ -106,7 +106,7 @@ def chance_error(
 def abstention(
     sure, # How sure of each text
     right, # Is the answer right? Booleans
-    least=(0, .5, .6, .7, .8, .9, .95, .99), # Answer only from this confidence on
+    least=(0, .5, .7, .8, .9, .95, .99), # Answer only from this confidence on
 ) -> pd.DataFrame: # Index 'at least'; 'texts', 'answered' (a share of all), 'right' (of these), 'right_low', 'right_high'
     "How many texts are answered, and how many of these answers are right, if all that are less sure are left out"
     sure,right = np.asarray(sure, dtype=np.float64),np.asarray(right, bool)
@@ -126,8 +126,8 @@ def confused_pairs(
 ) -> pd.DataFrame: # 'actual', 'predicted', 'texts', 'share' (of the texts of the actual class)
     "Which class was taken for which, most often first"
     preds,targs = np.asarray(preds),np.asarray(targs)
-    pairs = pd.DataFrame(dict(actual=targs, predicted=preds))[preds!=targs].value_counts(sort=False).rename('texts').reset_index()
-    pairs = pairs.sort_values('texts', ascending=False, kind='stable')[:n].reset_index(drop=True)
+    wrong = pd.DataFrame(dict(actual=targs, predicted=preds))[preds!=targs]
+    pairs = wrong.value_counts(sort=False).rename('texts').reset_index().sort_values('texts', ascending=False, kind='stable')[:n].reset_index(drop=True)
     pairs['share'] = pairs.texts/np.bincount(targs, minlength=len(classes))[pairs.actual]
     for o in ('actual','predicted'): pairs[o] = pd.Series([classes[i] for i in pairs[o]], dtype=object)
     return pairs

@@ -17,22 +17,25 @@ def _text(o, most=200):
     "`o` as text of a page, whatever it holds"
     return html.escape(shown(o, most))
 
-def _scrolls(what, name):
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">\n{what}\n</div>'
+def _table(head, rows, caption, kind):
+    "A table that scrolls by itself; all is HTML already"
+    body = '\n'.join(f'<tr>{o}</tr>' for o in rows)
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">\n<table class="{kind or "numbers"}">\n'
+            f'<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>')
 
 def html_table(
     df:pd.DataFrame, # Cells as they are to be read
     caption:str='', # What it shows
     index:bool=True, # Are the names of the rows part of it?
+    kind:str='', # 'texts' where cells are long
 ) -> str:
     "A table as HTML"
-    def _cells(cells): return ''.join(f'<td>{_text(o).replace(" (", " <wbr>(")}</td>' for o in cells)
+    def _cell(o): return f'<td>{_text(o).replace(" (", " <wbr>(")}</td>'
+    def _row(i, row): return (f'<th scope="row">{_text(i, 40)}</th>' if index else '') + ''.join(map(_cell, row))
     names = [df.index.name or '', *df.columns] if index else df.columns
     head  = ''.join(f'<th scope="col">{_text(o)}</th>' for o in names)
-    rows  = [(f'<th scope="row">{_text(i, 40)}</th>' if index else '')+_cells(row) for i,row in zip(df.index, df.to_numpy(object))]
-    body  = '\n'.join(f'<tr>{o}</tr>' for o in rows)
-    return _scrolls(f'<table>\n<caption>{_text(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>',
-                    _text(caption))
+    rows  = [_row(i, row) for i,row in zip(df.index, df.to_numpy(object))]
+    return _table(head, rows, _text(caption), kind)
 
 # %% ../nbs/35_page.ipynb #4731ee6a
 def html_matrix(
@@ -47,11 +50,10 @@ def html_matrix(
         colour,dark = ('8,81,156',.6) if i==j else ('217,95,2',.9)
         white = ';color:#fff' if alpha>dark else ''
         return f'<td style="background:rgba({colour},{alpha:.2f}){white}">{vals[i,j]:,}</td>'
-    head = ''.join(f'<th scope="col"><span>{_text(o, 24)}</span></th>' for o in counts.columns)
-    rows = '\n'.join(f'<tr><th scope="row">{_text(o, 24)}</th>' + ''.join(_cell(i, j) for j in range(len(vals))) + '</tr>'
-                     for i,o in enumerate(counts.index))
-    return _scrolls(f'<table class="matrix">\n<caption>A row for each actual class, a column for each predicted one</caption>\n'
-                    f'<thead><tr><th></th>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>', 'Confusion matrix')
+    def _row(i, name): return f'<th scope="row">{_text(name, 24)}</th>' + ''.join(_cell(i, j) for j in range(len(vals)))
+    head = '<th></th>' + ''.join(f'<th scope="col"><span>{_text(o, 24)}</span></th>' for o in counts.columns)
+    rows = [_row(i, o) for i,o in enumerate(counts.index)]
+    return _table(head, rows, 'Confusion matrix: a row for each actual class, a column for each predicted one', 'matrix')
 
 # %% ../nbs/35_page.ipynb #7551d1be
 def html_picture(
@@ -70,16 +72,25 @@ def html_picture(
 # %% ../nbs/35_page.ipynb #9f4f264e
 _style = '''
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 0 auto; padding: 1rem; color: #1a1a1a; background: #fff }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere } h2 { font-size: 1.2rem; margin-top: 2.5rem; overflow-wrap: anywhere } h3 { font-size: 1rem; margin-top: 2rem }
-p { max-width: 42rem; overflow-wrap: anywhere } .judgement { font-size: 1.1rem; border-left: .3rem solid #08519c; padding-left: .8rem }
-.scroll { overflow-x: auto } img { max-width: 100%; height: auto }
+h1, h2, p { overflow-wrap: anywhere }
+h1 { font-size: 1.4rem }
+h2 { font-size: 1.2rem; margin-top: 2.5rem }
+h3 { font-size: 1rem; margin-top: 2rem }
+p { max-width: 42rem }
+.judgement { font-size: 1.1rem; border-left: .3rem solid #08519c; padding-left: .8rem }
+.scroll { overflow-x: auto; margin: 1rem 0 }
+img { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: #555; padding-bottom: .3rem }
-th, td { padding: .2rem .6rem; border-top: 1px solid #ddd; text-align: right; white-space: nowrap } td wbr { white-space: normal }
-th { font-weight: 600 } th[scope=row] { text-align: left; position: sticky; left: 0; background: #fff }
-.matrix td, .matrix th { padding: .15rem .3rem; border: 1px solid #eee; min-width: 1.4rem; text-align: center } .matrix th[scope=row] { text-align: left }
-.matrix th[scope=col] { vertical-align: bottom } .matrix th span { writing-mode: vertical-rl; transform: rotate(180deg) }
-.texts td { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 5rem; vertical-align: top } .texts td:first-child { min-width: 14rem }
+th, td { padding: .2rem .6rem; border-top: 1px solid #ddd; text-align: right; white-space: nowrap }
+td wbr { white-space: normal }
+th[scope=row] { text-align: left; position: sticky; left: 0; background: #fff }
+.matrix th, .matrix td { padding: .15rem .3rem; border: 1px solid #eee; min-width: 1.4rem; text-align: center }
+.matrix th[scope=row] { text-align: left }
+.matrix th[scope=col] { vertical-align: bottom }
+.matrix th span { writing-mode: vertical-rl; transform: rotate(180deg) }
+.texts th, .texts td { text-align: left; white-space: normal; vertical-align: top }
+.texts td:first-child { min-width: 13rem; overflow-wrap: anywhere }
 @media (max-width: 480px) { body { padding: .75rem } th, td { padding: .2rem .35rem } }
 @media print { .scroll { overflow: visible } }
 '''
@@ -127,7 +138,7 @@ def plot_reliability(
         ax.scatter(bins.confidence, bins.right, 12+150*bins.answers/bins.answers.sum(), color=colour, zorder=3,
                    label=f'{name}: error {calibration_error(bins):.3f}')
     ax.set(xlabel='confidence', ylabel='share that is right', xlim=(0,1.02), ylim=(0,1.02))
-    ax.legend(loc='upper left', frameon=False)
+    ax.legend(loc='lower left', bbox_to_anchor=(0,1), frameon=False)
     return ax
 
 # %% ../nbs/35_page.ipynb #3551fa50
@@ -144,5 +155,5 @@ def plot_abstention(
     ax.plot(table.index, table.right, color=_colours[1], label='right, of those answered')
     ax.fill_between(table.index, table.right_low, table.right_high, color=_colours[1], alpha=.15, linewidth=0)
     ax.set(xlabel='answer only from this confidence on', ylabel='share', xlim=(0,1), ylim=(0,1.02))
-    ax.legend(loc='lower left', frameon=False)
+    ax.legend(loc='lower left', bbox_to_anchor=(0,1), frameon=False)
     return ax

@@ -104,24 +104,26 @@ def _as_trained(mixture):
     return mixture._replace(temperatures={k: 1. for k in mixture.temperatures})
 
 def _against_rivals(targs, right, words, classes):
-    "How all together compare with the most frequent class, and with counting words, where `words` says of each text whether it was right"
+    "How all together compare with the most frequent class, and with counting words, where `words` says which texts these have right"
     share = right.mean()
     if targs.ndim==1:
-        counts = np.bincount(targs, minlength=len(classes))
-        top = counts.argmax()
-        always = f'always saying {shown(classes[top], 30)} ({_percent(counts[top]/len(targs))})'
-        if share<=(targs==top).mean() or paired_chance(right, targs==top)>=.05: return f'no clear gain over {always}'
+        top = targs==np.bincount(targs).argmax()
+        always = f'always saying {shown(classes[targs[top][0]], 30)} ({_percent(top.mean())})'
+        if share<=top.mean() or paired_chance(right, top)>=.05: return f'no clear gain over {always}'
         if words is None: return f'better than {always}'
     if words is None: return ''
-    if paired_chance(right, words)>=.05: return f'no clear difference from counting words alone ({_percent(words.mean())})'
-    return f"{'better' if share>words.mean() else 'worse'} than counting words alone ({_percent(words.mean())})"
+    rival = f'counting words alone ({_percent(words.mean())})'
+    if paired_chance(right, words)>=.05: return f'no clear difference from {rival}'
+    return f"{'better' if share>words.mean() else 'worse'} than {rival}"
 
 def _how_sure(bins, multi):
     "What the calibration comes to, in words"
-    if calibration_error(bins)<=chance_error(bins): return 'as sure as it should be, within chance'
-    gap = np.average(bins.confidence-bins.right, weights=bins.answers)
-    if multi: return f"with probabilities that are too {'high' if gap>0 else 'low'}"
-    return f"{'too' if gap>0 else 'not'} sure {'of itself' if gap>0 else 'enough'} (calibration error {calibration_error(bins):.3f})"
+    error = calibration_error(bins)
+    if error<=chance_error(bins): return 'as sure as it should be, within chance'
+    is_above = np.average(bins.confidence-bins.right, weights=bins.answers)>0
+    if multi: said = f"with probabilities that are too {'high' if is_above else 'low'}"
+    else: said = 'too sure of itself' if is_above else 'not sure enough'
+    return f'{said} (calibration error {error:.3f})'
 
 # %% ../nbs/35_report.ipynb #ced1f1f3
 class Report:
@@ -153,14 +155,16 @@ class Report:
         res = pd.concat([scores(self.ens, self.answers), *([] if others is None else [others])])
         shares = {k: right.mean() for k,(_,_,right) in said.items()}
         res['right'] = [shares.get(k, a) for k,a in zip(res.index, res.accuracy)]
-        res['right_low'],res['right_high'] = share_intervals((res.right*self.n).round().astype(int), [self.n]*len(res))
+        hits = (res.right*self.n).round().astype(int)
+        res['right_low'],res['right_high'] = share_intervals(hits, [self.n]*len(res))
         return res
 
     def _reliability(self, targs):
         "Bins before the temperatures, where there are some, and after"
         mixtures = dict(after=self.ens.mixture)
         if self.ens.mixture: mixtures = dict(before=_as_trained(self.ens.mixture), **mixtures)
-        probs = {k: list(_probabilities(self.ens, self.answers.outs, m).values())[-1] for k,m in mixtures.items()}
+        def _of_all(mixture): return list(_probabilities(self.ens, self.answers.outs, mixture).values())[-1]
+        probs = {k: _of_all(m) for k,m in mixtures.items()}
         if self.ens.multi: return {k: reliability(o, targs) for k,o in probs.items()}
         return {k: reliability(*decided(o, targs)[1:]) for k,o in probs.items()}
 
@@ -183,14 +187,15 @@ def _mistakes(self:Report, texts, targs, n=10):
 @patch
 def _judge(self:Report, targs, said):
     "One sentence"
-    low,high = [float(o[0]) for o in share_intervals([self.right.sum()], [self.n])]
-    rival = said['words'][2] if 'words' in said and len(said)>1 else None
+    low,high = share_intervals(self.right.sum(), self.n)
     whole = 'all labels ' if self.ens.multi else ''
-    parts = [f'{whole}right in {_percent(self.right.mean())} ({100*low:.1f} to {_percent(high)})',
-             _against_rivals(targs, self.right, rival, self.ens.classes), _how_sure(self.bins['after'], self.ens.multi)]
+    words = said['words'][2] if len(said)>1 and 'words' in said else None
+    parts = [f'{whole}right in {_percent(self.right.mean())} ({100*low[0]:.1f} to {_percent(high[0])})',
+             _against_rivals(targs, self.right, words, self.ens.classes),
+             _how_sure(self.bins['after'], self.ens.multi)]
     there = self.classes[self.classes.texts>0]
-    worst = there.F1.idxmin() if len(there)>1 else None
-    weak  = f'; weakest in {shown(worst, 30)} (F1 {there.F1.min():.2f})' if worst is not None and there.F1.min()<1 else ''
+    least = there.F1.min()
+    weak  = f'; weakest in {shown(there.F1.idxmin(), 30)} (F1 {least:.2f})' if len(there)>1 and least<1 else ''
     return ', '.join(filter(None, parts)) + weak + '.'
 
 # %% ../nbs/35_report.ipynb #d8de52b6
@@ -204,9 +209,9 @@ def _ranges(df, name, scale=1, digits=2):
 @patch
 def _voice_table(self:Report):
     v,right = self.voices,'all labels right, %' if self.ens.multi else 'right, %'
-    columns = {'loss': v.loss.map('{:.3f}'.format), right: _ranges(v, 'right', 100, 1), 'F1': v.F1.map('{:.3f}'.format)}
+    columns = {'loss': v.loss.map('{:.3f}'.format).replace('nan', '-'), right: _ranges(v, 'right', 100, 1)}
     if self.ens.multi: columns['each yes or no, %'] = (100*v.accuracy).map('{:.1f}'.format)
-    return pd.DataFrame(columns, index=v.index).replace('nan', '-')
+    return pd.DataFrame({**columns, 'F1': v.F1.map('{:.3f}'.format)}, index=v.index)
 
 @patch
 def _class_table(self:Report, most=None):
@@ -214,50 +219,58 @@ def _class_table(self:Report, most=None):
     c = self.classes
     if most and len(c)>most: c = c.sort_values('F1', kind='stable')[:most]
     columns = {o: _ranges(c, o) for o in ('precision','recall','F1')}
-    return pd.DataFrame(dict(columns, texts=c.texts.map('{:,}'.format).to_list()), index=[shown(o, 30) for o in c.index])
+    columns['texts'] = [f'{o:,}' for o in c.texts]
+    return pd.DataFrame(columns, index=[shown(o, 30) for o in c.index])
 
 @patch
 def _pair_table(self:Report, most=10):
     p = self.confused[:most]
-    return pd.DataFrame(dict(actual=[shown(o, 30) for o in p.actual], predicted=[shown(o, 30) for o in p.predicted],
-                             texts=p.texts.map('{:,}'.format), share=p.share.map(_percent)))
+    names = {k: [shown(o, 30) for o in p[k]] for k in ('actual','predicted')}
+    return pd.DataFrame({**names, 'texts': p.texts.map('{:,}'.format), 'share': p.share.map(_percent)})
 
 @patch
 def _calibration_table(self:Report):
-    rows = [(_percent(np.average(b.confidence, weights=b.answers)), _percent(np.average(b.right, weights=b.answers)),
-             f'{calibration_error(b):.3f}', f'{chance_error(b):.3f}') for b in self.bins.values()]
-    names = {'before': 'before the temperature', 'after': 'after' if len(self.bins)>1 else 'as it is'}
-    first = ['mean probability','yes'] if self.ens.multi else ['confidence','right']
-    return pd.DataFrame(rows, columns=[*first,'error','chance alone'], index=[names[k] for k in self.bins])
+    means = 'mean probability,yes' if self.ens.multi else 'confidence,right'
+    def _row(b):
+        shares = [_percent(np.average(b[o], weights=b.answers)) for o in ('confidence','right')]
+        return dict(zip([*means.split(','),'error','chance alone'], [*shares, f'{calibration_error(b):.3f}', f'{chance_error(b):.3f}']))
+    return pd.DataFrame([_row(b) for b in self.bins.values()], index=list(self._named_bins()))
+
+@patch
+def _named_bins(self:Report):
+    names = ['before the temperature','after'] if len(self.bins)>1 else ['as it is']
+    return dict(zip(names, self.bins.values()))
 
 @patch
 def _abstention_table(self:Report, changes=False):
     "All thresholds; with `changes` those that leave out more texts than the one before"
     a = self.abstention
     if changes: a = a[(a.texts.diff()!=0) & (a.texts>0)]
-    return pd.DataFrame({'answered': [_percent(o) for o in a.answered], 'right of these, %': _ranges(a, 'right', 100, 1)},
-                        index=pd.Index([f'{o:g}' for o in a.index], name='at least'))
+    columns = {'answered': [_percent(o) for o in a.answered], 'right of these, %': _ranges(a, 'right', 100, 1)}
+    return pd.DataFrame(columns, index=pd.Index([f'{o:g}' for o in a.index], name='at least'))
 
 # %% ../nbs/35_report.ipynb #0a70369b
 @patch
 def notes(self:Report) -> list: # Sentences
     "What a reader of the tables has to know"
     c,res = self.classes,['In brackets are 95 % intervals.']
-    if self.chosen and self.ens.mixture: res.append('These texts chose the weights and temperatures of the voices too, which flatters the last voice a little.')
+    flatters = 'These texts chose the weights and temperatures of the voices too, which flatters all together a little.'
+    if self.chosen and self.ens.mixture: res.append(flatters)
     if missing := int((c.texts==0).sum()): res.append(f'{missing:,} of {len(c):,} classes have no text here.')
     return res
 
 @patch
 def __str__(self:Report):
     n,most = len(self.classes),12
-    tables = {'Voices': self._voice_table(), 'Classes' if n<=most else f'The 8 weakest of {n:,} classes': self._class_table(most if n<=most else 8)}
+    classes = ('Classes',most) if n<=most else (f'The 8 weakest of {n:,} classes',8)
+    parts = [('Voices', self._voice_table()), (classes[0], self._class_table(classes[1]))]
     if self.confused is not None and len(self.confused):
-        of = f', of {n:,} classes' if n>most_in_matrix else ''
-        tables[f'Most often confused{of}'] = self._pair_table(5)
-    tables['Calibration'] = self._calibration_table()
-    tables['If it answers only where it is sure'] = self._abstention_table(changes=True)
-    parts = [f'{title}\n' + o.to_string(index=title[:4]!='Most') for title,o in tables.items()]
-    return '\n\n'.join([f'{self.title}: {self.judgement}\n' + ' '.join(self.notes()), *parts])
+        title = 'Most often confused' + (f', of {n:,} classes' if n>most_in_matrix else '')
+        parts.append((title, self._pair_table(4).set_index('actual').rename_axis(None).rename(index='{} as'.format)))
+    parts += [('Calibration', self._calibration_table()),
+              ('If it answers only where it is sure', self._abstention_table(changes=True))]
+    head = f'{self.title}: {self.judgement}\n' + ' '.join(self.notes())
+    return '\n\n'.join([head, *[f'{title}\n{table.to_string()}' for title,table in parts]])
 
 @patch
 def __repr__(self:Report): return str(self)
@@ -265,44 +278,54 @@ def __repr__(self:Report): return str(self)
 # %% ../nbs/35_report.ipynb #7fe52bea
 def _reliability_alt(bins):
     "What the reliability diagram shows, in words"
-    said = [f'{100*o.low:.0f} to {100*o.high:.0f} % sure: right in {_percent(o.right)} of {int(o.answers):,} answers' for o in bins.itertuples()]
-    return 'Reliability diagram. ' + '; '.join(said)
+    def _bin(o): return f'{100*o.low:.0f} to {100*o.high:.0f} % sure: right in {_percent(o.right)} of {o.answers:,}'
+    return 'Reliability diagram. ' + '; '.join(map(_bin, bins.itertuples()))
+
+def _abstention_alt(table):
+    "What the curve of answered and right texts shows, in words"
+    def _row(o): return f'from {o.Index:g} on: {_percent(o.answered)} answered, {_percent(o.right)} of them right'
+    return 'Share answered and share right, by confidence. ' + '; '.join(_row(o) for o in table.itertuples() if o.texts)
 
 @patch
-def _matrix_html(self:Report):
+def _confusion_html(self:Report):
+    "Matrix and pairs, or no parts where nothing was confused"
     if self.confused is None or not len(self.confused): return []
-    parts = [html_heading('Which for which', 3)]
-    if self.matrix is not None: parts.append(html_matrix(self.matrix))
+    if self.matrix is not None: shown_as = html_matrix(self.matrix)
     else:
-        pair = self.confused.iloc[0]
-        alt  = f'Confusion matrix of {len(self.classes):,} classes. Most often {pair.actual} was taken for {pair.predicted}, in {pair.texts:,} texts'
-        parts.append(html_picture(self.ens.plot_confusion_matrix(self.answers, normalize=True, figsize=(8,7)), alt))
-    return [*parts, html_table(self._pair_table(), 'Most often confused; the share is of the texts of the actual class', index=False)]
+        first = self.confused.iloc[0]
+        alt = (f'Confusion matrix of {len(self.classes):,} classes. '
+               f'Most often {first.actual} was taken for {first.predicted}, in {first.texts:,} texts')
+        shown_as = html_picture(self.ens.plot_confusion_matrix(self.answers, normalize=True, figsize=(8,7)), alt)
+    caption = 'Most often confused; the share is of the texts of the actual class'
+    return [html_heading('Which for which', 3), shown_as, html_table(self._pair_table(), caption, index=False)]
 
+@patch
+def _mistakes_html(self:Report):
+    if self.mistakes is None or not len(self.mistakes): return []
+    table = self.mistakes.assign(confidence=self.mistakes.confidence.map('{:.3f}'.format))
+    return [html_heading('Wrong, and surest of it', 3),
+            html_table(table, 'Sometimes it is the label that is wrong', index=False, kind='texts')]
+
+# %% ../nbs/35_report.ipynb #4f88a896
 @patch
 def html_parts(self:Report) -> list: # Strings
     "The report as parts of a page"
     import matplotlib.pyplot as plt
-    names = {'before': 'before the temperature', 'after': 'after'} if len(self.bins)>1 else {'after': 'as it is'}
-    at = self.abstention.iloc[[0,5]]
     with plt.ioff():
-        diagram = html_picture(plot_reliability({names[k]: o for k,o in self.bins.items()}), _reliability_alt(self.bins['after']))
-        alt   = (f'All texts answered: {_percent(at.right.iloc[0])} right. From a confidence of {at.index[1]:g} on: '
-                 f'{_percent(at.answered.iloc[1])} answered, {_percent(at.right.iloc[1])} of them right')
-        curve  = html_picture(plot_abstention(self.sure, self.right), alt)
-        matrix = self._matrix_html()
-    res = [html_heading(self.title), html_paragraph(self.judgement[0].upper()+self.judgement[1:], 'judgement'),
-           html_paragraph(' '.join(self.notes())),
-           html_heading('Voices', 3), html_table(self._voice_table(), 'Each voice, and voices together'),
-           html_heading('Classes', 3), html_table(self._class_table(), 'Each class; F1 is the harmonic mean of precision and recall'), *matrix,
-           html_heading('Is it as sure as it should be?', 3), html_table(self._calibration_table(), 'Expected calibration error'), diagram,
-           html_heading('If it answers only where it is sure', 3), html_table(self._abstention_table(), 'Texts below a confidence are left out'), curve]
-    if self.mistakes is None or not len(self.mistakes): return res
-    shown_mistakes = self.mistakes.assign(confidence=self.mistakes.confidence.map('{:.3f}'.format))
-    table = html_table(shown_mistakes, 'Sometimes it is the label that is wrong', index=False).replace('<table>', '<table class="texts">', 1)
-    return [*res, html_heading('Wrong, and surest of it', 3), table]
+        diagram = html_picture(plot_reliability(self._named_bins()), _reliability_alt(self.bins['after']))
+        curve   = html_picture(plot_abstention(self.sure, self.right), _abstention_alt(self.abstention))
+        matrix  = self._confusion_html()
+    judgement = self.judgement[0].upper()+self.judgement[1:]
+    return [html_heading(self.title), html_paragraph(judgement, 'judgement'), html_paragraph(' '.join(self.notes())),
+            html_heading('Voices', 3), html_table(self._voice_table(), 'Each voice, and voices together'),
+            html_heading('Classes', 3), html_table(self._class_table(), 'F1 is the harmonic mean of precision and recall'),
+            *matrix,
+            html_heading('Is it as sure as it should be?', 3),
+            html_table(self._calibration_table(), 'Expected calibration error'), diagram,
+            html_heading('If it answers only where it is sure', 3),
+            html_table(self._abstention_table(), 'Texts below a confidence are left out'), curve,
+            *self._mistakes_html()]
 
-# %% ../nbs/35_report.ipynb #4f88a896
 def report_page(
     reports:list, # Each a `Report`
     title:str='Report', # Heading of the page
@@ -315,7 +338,7 @@ def save_confusion(
     report:Report, # What it is a picture of; with several labels a text there is none
     path, # PNG file to write
 ):
-    "Draw the confusion matrix: with numbers up to 30 classes, with names up to 100. Raises `UlmfitError` where `path` cannot be written"
+    "Draw the confusion matrix, with numbers up to 30 classes. Raises `UlmfitError` where `path` cannot be written"
     if report.ens.multi: return
     with new_file(as_path(path)) as tmp: save_figure(report.ens.plot_confusion_matrix(report.answers), tmp)
 
@@ -324,6 +347,9 @@ def _validation_texts(ulmfit):
     "The validation texts, as far as the tokens tell them"
     dls = ulmfit.dls
     return [dls.processor.decode(dls.ids[dls.offs[i]:dls.offs[i+1]]) for i in dls.valid_idx]
+
+def _validation_title(model, n):
+    return f'Validation, {n:,} texts' + (', before all labels were learned from' if getattr(model, 'held_out', None) else '')
 
 def report(
     model, # A trained `ULMFiT`, a `BidirEnsemble`, or the path of a model folder
@@ -342,7 +368,7 @@ def report(
         if df is None:
             said = model.answers()
             if hasattr(model, 'dls') and show_texts: texts = _validation_texts(model)
-            title = title or f'{len(said.targs):,} validation texts' + (', before all labels were learned from' if getattr(model, 'held_out', None) else '')
+            title = title or _validation_title(model, len(said.targs))
         else:
             label_delim = ens.delim(label_delim)
             rows = labelled_rows(df, text_col, label_col, label_delim if ens.multi else None)
@@ -356,19 +382,21 @@ def report(
 # %% ../nbs/35_report.ipynb #7222e30c
 def run_reports(
     ulmfit, # A trained `ULMFiT`
+    df:pd.DataFrame, # The table that it was made from
     tests:pd.DataFrame=None, # Labelled texts to test on; None: there are none
     baselines:list=(), # What `baseline_scores` gives
-    **columns # `text_col`, `label_col` and `label_delim` of `tests`
+    **columns # `text_col`, `label_col` and `label_delim` of both tables
 ) -> list: # A `Report` on the validation texts, if there are any, and one on `tests`
     "Report on a run"
-    res,n = [],len(ulmfit.dls.valid_idx)
-    baselines = list(baselines) or [None,None]
-    if n:
-        before = ', before all labels were learned from' if ulmfit.held_out else ''
-        res.append(Report(ulmfit.ensemble, ulmfit.answers(), f'Validation, {n:,} texts{before}', _validation_texts(ulmfit), baselines[0], True))
+    ens,rows = ulmfit.ensemble,ulmfit.dls.valid_idx
+    res,baselines = [],[*baselines, None, None]
+    def _texts(table): return as_texts(table[columns.get('text_col', 'text')])
+    if len(rows):
+        title = _validation_title(ulmfit, len(rows))
+        res.append(Report(ens, ulmfit.answers(), title, _texts(df.iloc[rows]), baselines[0], chosen=True))
     if tests is not None:
-        said = ulmfit.ensemble.answers(df=tests, **columns)
-        res.append(Report(ulmfit.ensemble, said, f'Test, {len(tests):,} texts', as_texts(tests[columns.get('text_col', 'text')]), baselines[-1]))
+        said = ens.answers(df=tests, **columns)
+        res.append(Report(ens, said, f'Test, {len(tests):,} texts', _texts(tests), baselines[1]))
     return res
 
 def print_reports(
