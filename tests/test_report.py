@@ -87,7 +87,7 @@ def test_temperature(fwd):
     ens.mixture = fit_mixture(*said)
     r = Report(ens, said, '', chosen=True)
     error = {k: (b.answers*(b.confidence-b.right).abs()).sum()/b.answers.sum() for k,b in r.bins.items()}
-    assert error['after']<error['before'] and 'flatters' in str(r) and 'before the temperature' in str(r)
+    assert error['after']<error['before'] and 'flatters' in str(r) and 'before and after the temperature' in str(r)
 
 @pytest.mark.parametrize('k', [2,12,30,31,80])
 def test_many_classes(fwd, k, tmp_path):
@@ -146,6 +146,7 @@ def test_one_call(fwd, tmp_path):
     assert report(ens).n==8
     with pytest.raises(UlmfitError, match="no column 'body'"): report(ens, df, tmp_path/'never.html', text_col='body')
     with pytest.raises(UlmfitError, match='is a folder'): report(ens, df, tmp_path)
+    with pytest.raises(UlmfitError, match=r'1 of 2 texts \(forward\) are no numbers'): Report(ens, Answers(dict(forward=torch.tensor([[1.,2.],[np.nan,0.]])), torch.tensor([0,1])), '')
     with pytest.raises(UlmfitError, match='the table has no label in any row'): report(ens, df.assign(label=None))
     assert not (tmp_path/'never.html').exists()
 

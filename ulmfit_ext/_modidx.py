@@ -883,6 +883,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ulmfit_ext.mixture._loss': ('mixture.html#_loss', 'ulmfit_ext/mixture.py'),
                                     'ulmfit_ext.mixture._minimize': ('mixture.html#_minimize', 'ulmfit_ext/mixture.py'),
                                     'ulmfit_ext.mixture._mixed': ('mixture.html#_mixed', 'ulmfit_ext/mixture.py'),
+                                    'ulmfit_ext.mixture.check_outputs': ('mixture.html#check_outputs', 'ulmfit_ext/mixture.py'),
                                     'ulmfit_ext.mixture.equal_mixture': ('mixture.html#equal_mixture', 'ulmfit_ext/mixture.py'),
                                     'ulmfit_ext.mixture.fit_mixture': ('mixture.html#fit_mixture', 'ulmfit_ext/mixture.py'),
                                     'ulmfit_ext.mixture.mean_logits': ('mixture.html#mean_logits', 'ulmfit_ext/mixture.py'),

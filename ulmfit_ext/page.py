@@ -15,7 +15,7 @@ from .measures import *
 # %% ../nbs/35_page.ipynb #a5aa26f5
 def _text(o, most=200):
     "`o` as text of a page, whatever it holds"
-    return html.escape(shown(o, most))
+    return html.escape(shown(o, most)).replace(' %', '&nbsp;%')
 
 def _table(head, rows, caption, kind):
     "A table that scrolls by itself; all is HTML already"
@@ -71,7 +71,7 @@ def html_picture(
 
 # %% ../nbs/35_page.ipynb #9f4f264e
 _style = '''
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 0 auto; padding: 1rem; color: #1a1a1a; background: #fff }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #1a1a1a; background: #fff }
 h1, h2, p { overflow-wrap: anywhere }
 h1 { font-size: 1.4rem }
 h2 { font-size: 1.2rem; margin-top: 2.5rem }
@@ -81,7 +81,7 @@ p { max-width: 42rem }
 .scroll { overflow-x: auto; margin: 1rem 0 }
 img { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
-caption { text-align: left; color: #555; padding-bottom: .3rem }
+caption { text-align: left; color: #555; padding-bottom: .3rem; max-width: 88vw }
 th, td { padding: .2rem .6rem; border-top: 1px solid #ddd; text-align: right; white-space: nowrap }
 td wbr { white-space: normal }
 th[scope=row] { text-align: left; position: sticky; left: 0; background: #fff }
