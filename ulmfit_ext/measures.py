@@ -75,7 +75,7 @@ def reliability(
     sure, # How sure of each answer; or the probability of each yes
     right, # Was it so? Booleans, of the same shape
     n_bins:int=10, # Bins of equal width from 0 to 1
-) -> pd.DataFrame: # A row for each bin with answers: 'low', 'high', 'answers', 'confidence' (mean), 'right' (share), 'right_low', 'right_high'
+) -> pd.DataFrame: # A row a bin with answers: 'low', 'high', 'answers', 'confidence' (mean), 'right' (share) with '_low' and '_high'
     "Confidence beside the share that is right, bin by bin, with 95 % intervals"
     sure,right = np.asarray(sure, dtype=np.float64).ravel(),np.asarray(right).ravel().astype(int)
     edges = np.linspace(0, 1, n_bins+1)
@@ -127,7 +127,8 @@ def confused_pairs(
     "Which class was taken for which, most often first"
     preds,targs = np.asarray(preds),np.asarray(targs)
     wrong = pd.DataFrame(dict(actual=targs, predicted=preds))[preds!=targs]
-    pairs = wrong.value_counts(sort=False).rename('texts').reset_index().sort_values('texts', ascending=False, kind='stable')[:n].reset_index(drop=True)
+    pairs = wrong.value_counts(sort=False).rename('texts').reset_index()
+    pairs = pairs.sort_values('texts', ascending=False, kind='stable')[:n].reset_index(drop=True)
     pairs['share'] = pairs.texts/np.bincount(targs, minlength=len(classes))[pairs.actual]
     for o in ('actual','predicted'): pairs[o] = pd.Series([classes[i] for i in pairs[o]], dtype=object)
     return pairs

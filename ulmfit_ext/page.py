@@ -95,6 +95,7 @@ th[scope=row] { text-align: left; position: sticky; left: 0; background: #fff }
 @media print { .scroll { overflow: visible } }
 '''
 
+# %% ../nbs/35_page.ipynb #c4908a93
 def html_page(
     title:str, # Heading of the page
     parts:list, # HTML of what it holds

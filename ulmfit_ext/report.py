@@ -224,6 +224,7 @@ def _class_table(self:Report, most=None):
     columns['texts'] = [f'{o:,}' for o in c.texts]
     return pd.DataFrame(columns, index=[shown(o, 30) for o in c.index])
 
+# %% ../nbs/35_report.ipynb #94cffcf8
 @patch
 def _pair_table(self:Report, most=10):
     p = self.confused[:most]
