@@ -98,7 +98,7 @@ def test_train_without_words(home, tmp_path):
     out = run(small+' --no-words --directions fwd --lm-epochs 0 --out {}', home/'reviews.csv', tmp_path/'o').stdout
     assert 'Counting' not in out and not (tmp_path/'o'/'model'/'words.json').exists()
     assert 'words' not in run('evaluate {} {}', tmp_path/'o', home/'reviews.csv').stdout
-    assert re.search(r'\nwords .*\nforward .*\nbackward .*\nboth .*\nall .*\n.*ounting words alone', run('evaluate {} {}', home/'out', home/'reviews.csv').stdout)
+    assert re.search(r'counting words alone.*\nwords .*\nforward .*\nbackward .*\nboth .*\nall .*\n', run('evaluate {} {}', home/'out', home/'reviews.csv').stdout, re.S)
 
 def test_train(home):
     "`train` leaves a model, plots and a line to type next; what it prints fits a log file"
@@ -107,7 +107,8 @@ def test_train(home):
     res = run(small+' --out {}', home/'reviews.csv', home/'out')
     assert res.stdout.count('on disk')==6, 'the same line again reads what is there'
     assert '\r' not in res.stdout and '█' not in res.stdout and '\x1b' not in res.output and 'deprecated' not in res.output
-    assert re.search(r'Validation, 12 texts, before all labels were learned from\n +loss +accuracy +F1\nwords .*\nforward .*\nbackward .*\nboth .*\nall .*\n', res.stdout)
+    assert re.search(r'\nValidation, 12 texts, before all labels were learned from: right in [^\n]*\n[^\n]*\n\nVoices\n +loss +right, % +F1\nwords .*\nforward .*\nbackward .*\nboth .*\nall .*\n', res.stdout)
+    assert f"the report is {home/'out'/'report.html'}" in res.stdout and (home/'out'/'report.html').read_text(encoding='utf-8').count('<img')==2
     assert 'Counting words: accuracy' in res.stdout and 'ounting words alone' in res.stdout
     assert res.stdout.splitlines()[-1]==f"ulmfit predict {home/'out'/'model'} FILE --text text"
 
@@ -153,7 +154,11 @@ def test_evaluate(home, model, tmp_path):
     res = run('evaluate {} {} --plot {}', model, home/'more.csv', tmp_path/'cm.png')
     assert res.stdout.lstrip().startswith(f"20 texts of {home/'more.csv'}") and (tmp_path/'cm.png').stat().st_size>1000
     acc = (answers(run('predict {} {}', model, home/'more.csv')).pred_label==reviews(20, 1).label).mean()
-    assert float(re.search(r'^all +\S+ +(\S+)', res.stdout, flags=re.M)[1])==pytest.approx(acc, abs=1e-4)
+    assert float(re.search(r'^all +\S+ +(\S+)', res.stdout, flags=re.M)[1])==pytest.approx(100*acc, abs=.05)
+    assert run('evaluate {} {} --report {}', model, home/'more.csv', tmp_path/'r.html').stdout==res.stdout
+    page = (tmp_path/'r.html').read_text(encoding='utf-8')
+    assert '<script' not in page and f'20 texts of {home/"more.csv"}' in page and {o.name for o in tmp_path.iterdir()}=={'cm.png','r.html'}
+    fails('evaluate {} {} --report {}', model, home/'more.csv', tmp_path, says='is a folder: give the name of a file')
 
 def test_several_labels(tmp_path):
     "Labels joined by --label-delim go in and come out. The model knows it; alone it says that a text has none of them"
