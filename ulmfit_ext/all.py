@@ -45,6 +45,7 @@ from .ensemble import *
 from .label_file import *
 from .export import *
 from .earlier import *
+from .report import *
 from .pipeline import *
 from .integrations.sklearn import *
 

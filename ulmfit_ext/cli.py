@@ -39,10 +39,19 @@ def _new_ulmfit(o, df, columns):
                           **(dict(bs=o.bs) if o.bs else {}))
 
 # %% ../nbs/42_cli.ipynb #04879b30
+def _save_reports(reports, o):
+    "Write the reports of a run as a page, and the last matrix as a picture; say where the page is"
+    from ulmfit_ext.report import report_page,save_confusion
+    from ulmfit_ext.text.write import new_file
+    if not reports: return ''
+    save_confusion(reports[-1], o.out/'confusion.png')
+    with new_file(o.out/'report.html') as tmp: tmp.write_text(report_page(reports[::-1], f'Trained on {o.file.name}'), encoding='utf-8')
+    return f"the report is {o.out/'report.html'}, "
+
 def _train(o):
     from ulmfit_ext.callback.ranks import rank0_first
     from ulmfit_ext.scores import label_targets
-    from ulmfit_ext.report import baseline_scores,labelled_rows,print_report,save_confusion
+    from ulmfit_ext.report import baseline_scores,labelled_rows,print_reports,run_reports
     from ulmfit_ext.text.tables import read_table
     began,columns = time.time(),dict(text_col=o.text, label_col=o.label, label_delim=o.label_delim)
     with rank0_first():
@@ -58,9 +67,10 @@ def _train(o):
                dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe),
                refit=None if o.refit else False)
     if not is_first: return
-    answers = print_report(ulmfit, tests, baselines, **columns)
-    save_confusion(ulmfit.ensemble, answers, o.out/'confusion.png')
-    _print_next(f"The model is in {o.out/'model'}, plots are in {o.out}. It took {(time.time()-began)/60:.1f} minutes.",
+    reports = run_reports(ulmfit, df, tests, baselines, **columns)
+    print_reports(reports)
+    made = _save_reports(reports, o)
+    _print_next(f"The model is in {o.out/'model'}, {made}plots are in {o.out}. It took {(time.time()-began)/60:.1f} minutes.",
                 'ulmfit', 'predict', o.out/'model', 'FILE', '--text', o.text)
 
 # %% ../nbs/42_cli.ipynb #c0d3944d
@@ -155,8 +165,8 @@ def predict(
     print(f'{n:,} texts labelled, in {out}' + f' ({rate:,.0f} a second)'*shows, file=sys.stderr)
 
 # %% ../nbs/42_cli.ipynb #33b75f27
-@command('ulmfit evaluate ulmfit/model checked.csv --text review --label stars --plot confusion.png',
-         Input='text label label_delim sep encoding', Output='plot', Speed='quantize')
+@command('ulmfit evaluate ulmfit/model checked.csv --text review --label stars --report report.html',
+         Input='text label label_delim sep encoding', Output='report plot', Speed='quantize')
 def evaluate(
     model:Path, # Folder of a trained model
     file:Path, # Table of labelled texts
@@ -165,24 +175,24 @@ def evaluate(
     label_delim:str=None, # What stands between labels, where a text may have several. If not given: as in training, or a comma
     sep:str=None, # What stands between fields of FILE, such as ';' or tab
     encoding:str=None, # How FILE is encoded, such as latin-1
+    report:Path=None, # Page to write: all classes, pictures, and the texts of which it was wrong and surest
     plot:Path=None, # Picture of the confusion matrix to write
     quantize:bool=False, # Compute in 8-bit integers, on the CPU
 ):
-    "Compare a model's answers with the labels of a table: words, forward, backward and all together."
-    from ulmfit_ext.core import UlmfitError,save_figure
-    from ulmfit_ext.report import labelled_rows,print_confused,print_scores,scores
+    "Compare a model's answers with the labels of a table: how good, of which classes, and when it can be trusted."
+    import ulmfit_ext.report as reports
+    from ulmfit_ext.core import UlmfitError
     from ulmfit_ext.text.write import new_file
-    with (new_file(plot) if plot else nullcontext()) as tmp, log_to(sys.stderr):
+    def _file(path): return new_file(path) if path else nullcontext()
+    with _file(report) as page, _file(plot) as picture, log_to(sys.stderr):
         ens = _load_model(model, quantize)
-        delim = (ens.delim(label_delim) or ',') if ens.multi else None
-        df = labelled_rows(file, text, label, delim, sep=sep, encoding=encoding)
         if plot and ens.multi:
             raise UlmfitError('A text can have several labels here, so there is no confusion matrix: leave --plot out')
-        answers = ens.answers(df=df, text_col=text, label_col=label, label_delim=delim)
-        table = scores(ens, answers)
-        if plot: save_figure(ens.plot_confusion_matrix(answers), tmp)
-    print_scores(table, f'{len(df):,} texts of {file}')
-    print_confused(ens, answers)
+        delim = (ens.delim(label_delim) or ',') if ens.multi else None
+        found = reports.report(ens, file, text_col=text, label_col=label, label_delim=delim, sep=sep, encoding=encoding)
+        if report: page.write_text(reports.report_page([found], f'{model} on {file.name}'), encoding='utf-8')
+        if plot: reports.save_confusion(found, picture)
+    print(found)
 
 # %% ../nbs/42_cli.ipynb #bdcb2e4d
 def _pretrain_side(o, backwards, minutes):

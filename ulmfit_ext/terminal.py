@@ -61,6 +61,7 @@ _facts = dict(
     out         = _Facts('PATH', letter='-o'),
     path        = _Facts('FOLDER'),
     plot        = _Facts('FILE.png'),
+    report      = _Facts('FILE.html'),
     pretrained  = _Facts('NAME|FOLDER', library='pretrained', more="base or small, English; de, German, a package of its own; "
                          "wt103, fastai's; or a folder that ulmfit pretrain made"),
     size        = _Facts(choices='paper small tiny', more="If not given: small. paper needs a GPU"),
