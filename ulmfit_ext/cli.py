@@ -73,14 +73,17 @@ def _train(o):
     _print_next(f"The model is in {o.out/'model'}, {made}plots are in {o.out}. It took {(time.time()-began)/60:.1f} minutes.",
                 'ulmfit', 'predict', o.out/'model', 'FILE', '--text', o.text)
 
+# %% ../nbs/42_cli.ipynb #7e1449a6
+_examples = ('ulmfit train reviews.csv --text review --label stars',
+             'ulmfit train reviews.csv --pretrained german --lang de --unlabelled more.txt --test held_out.csv',
+             'torchrun --standalone --nproc-per-node 2 --no-python ulmfit train reviews.csv')
+_groups = dict(stopped='What was finished is kept in {out}: the same line goes on from there',
+               Data='text label valid_pct valid test unlabelled label_delim sep encoding lang min_freq max_vocab',
+               Model='out pretrained size directions words',
+               Training='lm_epochs minutes epochs recipe refit go_on lm_lr lr bs bptt max_len bf16 seed baseline')
+
 # %% ../nbs/42_cli.ipynb #c0d3944d
-@command('ulmfit train reviews.csv --text review --label stars',
-         'ulmfit train reviews.csv --pretrained german --lang de --unlabelled more.txt --test held_out.csv',
-         'torchrun --standalone --nproc-per-node 2 --no-python ulmfit train reviews.csv',
-         stopped='What was finished is kept in {out}: the same line goes on from there',
-         Data='text label valid_pct valid test unlabelled label_delim sep encoding lang min_freq max_vocab',
-         Model='out pretrained size directions words',
-         Training='lm_epochs minutes epochs recipe refit go_on lm_lr lr bs bptt max_len bf16 seed baseline')
+@command(*_examples, **_groups)
 def train(
     file:Path, # Table of labelled texts; rows without a label serve the language model
     text:str='text', # Column that holds the texts

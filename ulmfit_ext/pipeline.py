@@ -55,7 +55,7 @@ class ULMFiT(Answering):
     def __init__(self,
         dls:UlmfitDls, # What `ulmfit_dls` made
         path='ulmfit', # Folder for everything that is made
-        pretrained=None, # What `find_lm` finds: 'base', 'small', 'wt103', 'de', or a path; one for each side, as a dict; None: no stage one
+        pretrained=None, # What `find_lm` finds, such as 'base', or a path; one for each side, as a dict; None: no stage one
         directions:str='both', # 'both', 'fwd' or 'bwd'
         config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
         bptt:int=70, # Tokens in a chunk of the classifier
@@ -428,7 +428,9 @@ def ensemble(self:ULMFiT):
 def load(cls:ULMFiT,
     path, # A model folder, or the `path` of a `ULMFiT` whose classifier is trained
 ) -> ULMFiT:
-    "Read a trained classifier, to predict and validate with, and to `add` labels to. For any other training make it from its data with `from_df`"
+    """Read a trained classifier, to predict and validate with, and to `add` labels to.
+
+    For any other training make it from its data with `from_df`."""
     res = cls.__new__(cls) # there are no data to make it from
     res.path = as_path(path)
     res.folder = model_folder(res.path)
@@ -445,7 +447,7 @@ def add(self:ULMFiT,
     classifier:dict=None, # Arguments of `fit_classifier`
     refit:bool=None, # Train on all labels in the end? As for `fit`
 ) -> ULMFiT: # Another one, trained on all labels
-    """Go on with more labels: language models are kept, all else is trained on old and new rows and saved in the place of what was there.
+    """Go on with more labels: language models are kept. All else is trained on old and new rows, and takes the old one's place.
 
     A text that was there before gets its new label. Raises `UlmfitError` where the folder holds a model, and not the run that made it."""
     path = self.folder.parent

@@ -52,7 +52,10 @@ _facts = dict(
     encoding    = _Facts('NAME', library='encoding', more="If not given: found out, and said"),
     kind        = _Facts(choices='csv tsv txt json jsonl xlsx parquet', library='kind'),
     to          = _Facts(choices='csv tsv jsonl'),
-    at_least    = _Facts(least=0., most=1., library='at_least'),
+    at_least    = _Facts(least=0., most=1., library='at_least'))
+
+# %% ../nbs/41_terminal.ipynb #c451fd8b
+_facts |= dict(
     lang        = _Facts('CODE', library='lang', more="CODE:chars takes each character as a token, for any language. "
                          "If not given: that of --pretrained, or en"),
     min_freq    = _Facts(library='min_freq'),
