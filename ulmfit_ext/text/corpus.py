@@ -47,6 +47,7 @@ def _paragraphs(f):
 # %% ../../nbs/13_text.corpus.ipynb #1a41fd91
 def _table_texts(path, text_col):
     "For each text in the table at `path`: the text, and how many bytes of the file have been read"
+    if not path.stat().st_size: return
     table = TableFile(path)
     for i,df in enumerate(table.parts(most=1000)):
         if i==0: check_column(df.columns, text_col)
@@ -64,7 +65,7 @@ def _decoded(f, path):
 def _file_texts(path, text_col, paragraphs):
     "For each text in the file `path`: the text, and how many bytes of the file have been read"
     if file_kind(path)!='txt':
-        yield from _table_texts(path, text_col)
+        with reading_file(path, file_kind(path)): yield from _table_texts(path, text_col)
         return
     unzip = gzip.open if path.name.lower().endswith('.gz') else nullcontext
     with reading_file(path, 'txt'), path.open('rb') as raw, unzip(raw) as f:
