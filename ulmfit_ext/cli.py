@@ -53,7 +53,7 @@ def _train(o):
         raise typer.BadParameter('--baseline is for one label a text, and here a text may have several')
     baselines = baseline_scores(ulmfit.dls, df, tests, o.text, o.label) if o.baseline else []
     ulmfit.fit(dict(n_epoch=o.lm_epochs, lr_max=o.lm_lr, bf16=o.bf16),
-               dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe),
+               dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe, **(dict(balance=True) if o.balance else {})),
                refit=None if o.refit else False)
     if not is_first: return
     answers = print_report(ulmfit, tests, baselines, **columns)
@@ -68,7 +68,7 @@ def _train(o):
          stopped='What was finished is kept in {out}: the same line goes on from there',
          Data='text label valid_pct valid test unlabelled label_delim lang min_freq max_vocab',
          Model='out pretrained size directions words',
-         Training='lm_epochs minutes epochs recipe refit lm_lr lr bs bptt max_len bf16 seed baseline')
+         Training='lm_epochs minutes epochs recipe balance refit lm_lr lr bs bptt max_len bf16 seed baseline')
 def train(
     file:Path, # Table of labelled texts; rows without a label serve the language model
     text:str='text', # Column that holds the texts
@@ -90,6 +90,7 @@ def train(
     minutes:float=None, # Time for the whole run, shared out between language models and classifiers. If not given: as long as it takes
     epochs:int=None, # Epochs of the classifier. If not given: by the number of labels
     recipe:str='auto', # How the classifier is trained; auto: the better in trials, but gradual if --lr is given
+    balance:bool=False, # Give each class the same weight, however rare it is: more of the rare ones are found, and more others taken for them
     refit:bool=True, # Train once more in the end, on the held-out texts too: up to 5,000 labels, if there is time, and without --valid
     lm_lr:float=0.004, # Peak learning rate of the language model
     lr:float=None, # Peak learning rate of the classifier. If not given: the recipe's

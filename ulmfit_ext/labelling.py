@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['as_ensemble', 'pooled', 'read_texts', 'answer_of', 'pick', 'suggest', 'held_out_features', 'doubts', 'label_free_lms',
-           'lm_features', 'check']
+           'lm_features', 'check', 'plot_learning_curve']
 
-# %% ../nbs/38_labelling.ipynb #bb41ad30
+# %% ../nbs/38_labelling.ipynb #34e86d76
 import numpy as np,pandas as pd,torch
 from torch.nn import functional as F
 from pathlib import Path
@@ -24,7 +24,7 @@ from .model import *
 from .ensemble import *
 from .export import *
 
-# %% ../nbs/38_labelling.ipynb #ec7b700b
+# %% ../nbs/38_labelling.ipynb #011ad693
 def as_ensemble(
     model, # A `BidirEnsemble`, a trained `ULMFiT`, or the path of a model folder
 ) -> BidirEnsemble:
@@ -69,7 +69,7 @@ def _forward_ids(ens, texts):
     ids = ens.first.encode(texts)
     return [o.flip(0) for o in ids] if ens.first.backwards else ids
 
-# %% ../nbs/38_labelling.ipynb #722eea16
+# %% ../nbs/38_labelling.ipynb #79c603fc
 def pick(
     probs, # Probabilities of the texts, shape (texts, classes)
     features, # What the encoders made of them, shape (texts, features)
@@ -81,17 +81,19 @@ def pick(
     probs,h = np.asarray(probs, np.float64),np.asarray(features, np.float32)
     guess = probs>0.5 if multi else probs.argmax(1)[:,None]==np.arange(probs.shape[1])
     pull  = probs-guess                                       # (texts, classes)
-    h     = h/np.linalg.norm(h, axis=1, keepdims=True).clip(1e-8)
+    h     = (h-h.mean(0))/(h.std(0)+1e-6)
+    h     = h/np.linalg.norm(h, axis=1, keepdims=True).clip(1e-6)
     size  = (pull**2).sum(1)
     far,rows,rng = size.copy(),[],np.random.default_rng(seed) # squared distance to zero, or to what is taken
     while len(rows)<min(n, len(far)) and far.max()>1e-9:
         i = far.argmax() if not rows else rng.choice(len(far), p=far**2/(far**2).sum())
         rows.append(i)
-        far = np.minimum(far, size+size[i]-2*(pull@pull[i])*(h@h[i])).clip(0)
-        far[i] = 0
+        near = h@h[i]                                         # cosines
+        far  = np.minimum(far, size+size[i]-2*(pull@pull[i])*near).clip(0)
+        far[near>0.9],far[i] = 0,0
     return np.array(rows, int)
 
-# %% ../nbs/38_labelling.ipynb #20924366
+# %% ../nbs/38_labelling.ipynb #364a8a4f
 def _labelled(df, label_col, delim):
     "Which rows have a label; none where there is no such column"
     if label_col not in df.columns: return np.zeros(len(df), bool)
@@ -110,7 +112,7 @@ def _to_ask(texts, known):
         taken.add(o)
     return np.array(rows, int)
 
-# %% ../nbs/38_labelling.ipynb #1778803c
+# %% ../nbs/38_labelling.ipynb #dca74e5f
 def suggest(
     model, # A `BidirEnsemble`, a trained `ULMFiT`, or the path of a model folder
     df, # Texts: a table or its file, a list, any iterable of `str`
@@ -133,7 +135,7 @@ def suggest(
     picked = pick(probs, features, n, ens.multi, seed)
     return _asked(ens, df, text_col, label_col, rows[picked], probs[torch.from_numpy(picked)])
 
-# %% ../nbs/38_labelling.ipynb #08b9c38c
+# %% ../nbs/38_labelling.ipynb #c7e9e225
 def _asked(ens, df, text_col, label_col, rows, probs):
     "The table of what to ask about"
     res = df.iloc[rows].copy()
@@ -143,7 +145,7 @@ def _asked(ens, df, text_col, label_col, rows, probs):
     for name in [o for o in news if o in res]: res = res.drop(columns=name)   # of an earlier call
     return res.assign(**news).reset_index(drop=True)
 
-# %% ../nbs/38_labelling.ipynb #4b7bfba4
+# %% ../nbs/38_labelling.ipynb #312cc16b
 def held_out_features(
     features, # What the encoders made of the texts, shape (texts, features)
     targs, # Ones and zeros, shape (texts, classes)
@@ -175,7 +177,7 @@ def doubts(
     wrong  = (other>voices[:,given]).all(0) & (other.mean(0)>=_usual(given)[best])
     return 1-mean[given],best[:,None]==np.arange(targs.shape[1]),wrong
 
-# %% ../nbs/38_labelling.ipynb #d0a323cc
+# %% ../nbs/38_labelling.ipynb #593fc7a5
 def _clashes(texts, targs):
     "Rows whose text stands elsewhere with another label, and that other row; of the label that most of them have, none"
     groups,res = {},{}
@@ -201,7 +203,7 @@ def _reason(i, probs, targs, better, classes, multi, clashes, rows):
     if not multi and targs[:,targs[i].argmax()].sum()==1: said.insert(0, 'no other text has this label')
     return '; '.join(o for o in said if not o.endswith(': '))
 
-# %% ../nbs/38_labelling.ipynb #a7ed0f52
+# %% ../nbs/38_labelling.ipynb #cda502c4
 def label_free_lms(
     model, # As for `check`
     lang:str, # Language of the texts
@@ -228,7 +230,7 @@ def lm_features(
         res.append(pooled(reader, [o.flip(0) for o in ids] if side=='bwd' else ids).cpu())
     return torch.cat(res, 1)
 
-# %% ../nbs/38_labelling.ipynb #bb77d4bf
+# %% ../nbs/38_labelling.ipynb #7938e6a0
 def _held_out(ens, texts, targs, lms):
     "Probabilities by voices that have not learned from the labels they are asked about"
     said = dict(words=held_out_words(ens.first.processor.tokenize(texts, progress=False), targs, ens.multi, Cs=(1,3,10)))
@@ -236,7 +238,7 @@ def _held_out(ens, texts, targs, lms):
     if lms: said['encoder'] = held_out_features(lm_features(lms, texts, ens.first.device), targs, ens.multi)
     return {k: ens.first.probabilities(torch.from_numpy(o)).numpy() for k,o in said.items()}
 
-# %% ../nbs/38_labelling.ipynb #16ad88dd
+# %% ../nbs/38_labelling.ipynb #a9c5999a
 def check(
     model, # A `BidirEnsemble`, a trained `ULMFiT`, or the path of a model folder
     df, # Labelled texts: a table or its file. Rows without a label are left out
@@ -265,3 +267,21 @@ def check(
     named   = [[c for c,on in zip(classes, better[i]) if on] for i in found]
     return df.iloc[rows[found]].assign(row=rows[found], suggested=pd.Series(named if ens.multi else [o[0] for o in named], dtype=object).values,
         doubt=doubt[found].round(4), reason=[_reason(i, probs, targs, better, classes, ens.multi, clashes, rows) for i in found]).reset_index(drop=True)
+
+# %% ../nbs/38_labelling.ipynb #b483cf67
+def plot_learning_curve(
+    curve:dict, # From `learning_curve`
+    n_texts:int, # How many texts it was made from
+    ax=None, # Axes to draw on; None: a new figure
+): # The matplotlib Axes
+    "Draw how often counting words is right with some of the labels and with all, and say what twice as many may bring"
+    import matplotlib.pyplot as plt
+    if not curve: raise UlmfitError("The learning curve is empty: it needs 20 labelled texts, and is not made above 5,000")
+    if ax is None: ax = plt.subplots(figsize=(6,3), layout='constrained')[1]
+    n,right = [round(share*n_texts) for share in sorted(curve)],[100*curve[share] for share in sorted(curve)]
+    ax.plot(n, right, 'o-')
+    if len(n)>1: ax.plot([n[-1], 2*n[-1]], [right[-1], min(100, 2*right[-1]-right[-2])], 'o:', color='tab:gray', mfc='none')
+    ax.set(xscale='log', xlabel='labels', ylabel='right, %', xticks=[*n, 2*n[-1]], xticklabels=[f'{o:,}' for o in [*n, 2*n[-1]]])
+    ax.minorticks_off()
+    ax.grid(alpha=.3)
+    return ax
