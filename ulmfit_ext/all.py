@@ -41,6 +41,8 @@ from .model import *
 from .predict import *
 from .ensemble import *
 from .export import *
+from .explain import *
+from .labelling import *
 from .pipeline import *
 
 # %% ../nbs/43_all.ipynb #8f9141ec

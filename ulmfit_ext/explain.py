@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['token_spans', 'Explanation']
 
-# %% ../nbs/37_explain.ipynb #01d7392f
+# %% ../nbs/37_explain.ipynb #076599a5
 import html
 import numpy as np,pandas as pd,torch
 from torch.nn import functional as F
@@ -17,7 +17,7 @@ from .reader import *
 from .model import *
 from .ensemble import *
 
-# %% ../nbs/37_explain.ipynb #bb53e980
+# %% ../nbs/37_explain.ipynb #eda75588
 def _small_letters(text):
     "`text` in small letters, and for each of them which character of the text it is from; some become two"
     letters = [(c,i) for i,o in enumerate(text) for c in o.lower()]
@@ -52,7 +52,7 @@ def token_spans(
         pos,i = end,last+1
     return spans
 
-# %% ../nbs/37_explain.ipynb #fcc86820
+# %% ../nbs/37_explain.ipynb #7b4e4d12
 def _read(weights, emb):
     "What an encoder makes of vectors of words, shape (steps, rows, emb_sz): `[last, max, mean]`, shape (rows, 3*emb_sz)"
     out = emb
@@ -73,7 +73,7 @@ def _gradients(model, ids, pull, n_steps):
         grad, = torch.autograd.grad((out@pull.to(out)).sum(), x)
     return (grad.mean(1)*emb).sum(1).cpu()
 
-# %% ../nbs/37_explain.ipynb #69fb3939
+# %% ../nbs/37_explain.ipynb #c7ebd3ef
 def _word_parts(words, tokens, pull):
     "What each token adds to `pull` (classes,) times the outputs of counted words, shape (tokens,)"
     res = np.zeros(len(tokens))
@@ -87,7 +87,7 @@ def _word_parts(words, tokens, pull):
     for i,at in known: res[list(at)] += value[i]/len(at)
     return torch.from_numpy(res)
 
-# %% ../nbs/37_explain.ipynb #737ba884
+# %% ../nbs/37_explain.ipynb #ac010617
 def _log_odds(ens, outs, k):
     "The log odds of class `k` by all voices together, shape (texts,)"
     out = list(together(outs, ens.mixture, ens.multi).values())[-1]
@@ -118,7 +118,7 @@ def _by_deletion(ens, ids, k):
     odds = _log_odds(ens, _ask(ens, docs), k)
     return (odds[0]-odds[1:]).double().numpy()
 
-# %% ../nbs/37_explain.ipynb #e6723af4
+# %% ../nbs/37_explain.ipynb #a8ea1a80
 class Explanation:
     "A text, a class, and what each token adds to its log odds: `table`, and coloured in a notebook"
     def __init__(self,
@@ -146,7 +146,7 @@ class Explanation:
         def _said(sign): return ', '.join(f'{shown(o, 30)!r} {v:+.2f}' for o,v in self.strongest(5, sign)) or 'nothing'
         return f"{self.label} {self.prob:.0%}. For it: {_said(1)}. Against it: {_said(-1)}"
 
-# %% ../nbs/37_explain.ipynb #ad87812b
+# %% ../nbs/37_explain.ipynb #6bb9d1c7
 def _marked(text, value, most):
     "A part of a text as HTML, coloured and underlined as strongly as its contribution `value` is"
     share = abs(value)/most if most else 0
@@ -176,7 +176,7 @@ def save(self:Explanation,
     page = f'<!doctype html><html><meta charset="utf-8"><title>{html.escape(str(self.label))}</title><body>{self._repr_html_()}</body></html>'
     with atomic_write(as_path(path)) as tmp: tmp.write_text(page, encoding='utf-8')
 
-# %% ../nbs/37_explain.ipynb #34d27368
+# %% ../nbs/37_explain.ipynb #4092120a
 @patch
 def explain(self:BidirEnsemble,
     text:str, # A raw text

@@ -32,7 +32,8 @@ def as_ensemble(
     if isinstance(model, BidirEnsemble): return model
     if isinstance(model, (str,Path)): return load_ulmfit(model_folder(model))
     if hasattr(model, 'ensemble'): return model.ensemble
-    raise UlmfitError(f"model is a {type(model).__name__}: pass a `BidirEnsemble`, a trained `ULMFiT` or the path of a model folder")
+    raise UlmfitError(f"model is a {type(model).__name__}: "
+                      "pass a `BidirEnsemble`, a trained `ULMFiT` or the path of a model folder")
 
 def pooled(
     reader:Reader, # Of one direction
@@ -46,14 +47,15 @@ def pooled(
 def read_texts(
     ens:BidirEnsemble, # Classifiers
     ids:list, # A LongTensor of ids for each text, forward
-) -> tuple: # Logits by voice, as `BidirEnsemble.answers` has them; and features, shape (texts, 3*emb_sz*directions)
+) -> tuple: # Logits by voice, as in `BidirEnsemble.answers`; and features, shape (texts, 3*emb_sz*directions)
     "What the voices answer, and what the encoders made of the texts"
-    outs,seen,model = {},[],ens.first
+    outs,seen,vocab = {},[],ens.first.processor.vocab
     ids = [torch.as_tensor(o, dtype=torch.long) for o in ids]
-    if ens.words is not None: outs['words'] = ens.words.logits([[model.processor.vocab[i] for i in o.tolist()] for o in ids])
+    if ens.words is not None: outs['words'] = ens.words.logits([[vocab[i] for i in o.tolist()] for o in ids])
     for way,model in ens.models.items():
+        docs = [o.flip(0) for o in ids] if model.backwards else ids
         with model.predicting() as module, torch.inference_mode():
-            found = pooled(Reader(module[0].module.state_dict()), [o.flip(0) for o in ids] if model.backwards else ids)
+            found = pooled(Reader(module[0].module.state_dict()), docs)
             outs[way] = module[1].layers(found).float().cpu()
         seen.append(found.cpu())
     return outs,torch.cat(seen, 1)
@@ -104,7 +106,7 @@ def _seen_texts(texts):
     return [visible(o).casefold() for o in texts]
 
 def _to_ask(texts, known):
-    "Rows that can be asked about: of texts that are alike the first, none that is empty or has a label somewhere"
+    "Rows to ask about: of texts that are alike the first, none that is empty or has a label somewhere"
     seen = _seen_texts(texts)
     taken,rows = {'', *[o for o,k in zip(seen, known) if k]},[]
     for i,o in enumerate(seen):
@@ -121,12 +123,13 @@ def suggest(
     label_col:str='label', # Column that holds labels, if there is one: rows with a label are not asked about
     label_delim:str=None, # What stands between several labels of a text; None: as in the training
     seed:int=42, # Of the choice
-) -> pd.DataFrame: # At most `n` rows of the table, the one to ask about first on top; new columns 'row', 'guess' and 'confidence'
-    "The unlabelled texts that would teach the model most, and do not all say the same. Raises `UlmfitError` where there is none to ask about"
+) -> pd.DataFrame: # At most `n` rows, the first to ask about on top; new columns 'row', 'guess' and 'confidence'
+    "Unlabelled texts that would teach the model most. Raises `UlmfitError` where there is none to ask about"
     check_numbers(seed=seed)
     if not isinstance(n, int) or n<1: raise UlmfitError(f"n is {n!r}: pass how many texts to ask about, at least 1")
     ens = as_ensemble(model)
-    df  = as_frame(df if isinstance(df, (str,Path)) or hasattr(df, 'columns') or hasattr(df, 'to_pandas') else pd.DataFrame({text_col: as_texts(df)}))
+    is_table = isinstance(df, (str,Path)) or hasattr(df, 'columns') or hasattr(df, 'to_pandas')
+    df = as_frame(df if is_table else pd.DataFrame({text_col: as_texts(df)}))
     texts = column_texts(get_column(df, text_col, 'text_col'), f"column '{text_col}'")
     rows  = _to_ask(texts, _labelled(df, label_col, ens.delim(label_delim)))
     if not len(rows): raise UlmfitError("There is no text to ask about: all have a label, or are empty")
@@ -141,7 +144,8 @@ def _asked(ens, df, text_col, label_col, rows, probs):
     res = df.iloc[rows].copy()
     if label_col not in res: res[label_col] = None
     sure = torch.maximum(probs, 1-probs).amin(1) if ens.multi else probs.amax(1)
-    news = dict(row=rows, guess=pd.Series(ens.first.labels(ens.first.decisions(probs)), dtype=object).values, confidence=sure.numpy().round(4))
+    guess = pd.Series(ens.first.labels(ens.first.decisions(probs)), dtype=object).values
+    news = dict(row=rows, guess=guess, confidence=sure.numpy().round(4))
     for name in [o for o in news if o in res]: res = res.drop(columns=name)   # of an earlier call
     return res.assign(**news).reset_index(drop=True)
 
@@ -163,8 +167,8 @@ def doubts(
     voices, # Probabilities by each voice, none of which has learned from the labels, each of shape (texts, classes)
     targs, # Ones and zeros: the labels, shape (texts, classes)
     multi:bool=False, # Can a text have several labels?
-) -> tuple: # How unlikely the label is, shape (texts,); what is likelier, ones and zeros, shape (texts, classes); does the label look wrong?
-    "A label looks wrong where each voice prefers the same other one, and together they find it as likely as where it is given"
+) -> tuple: # Of each text how unlikely its label is; what is likelier, ones and zeros, (texts, classes); does it look wrong?
+    "A label looks wrong where all voices prefer another one, and find it as likely as where that one is given"
     voices,given = np.stack(list(voices)),targs>0                     # (voices, texts, classes), (texts, classes)
     right = np.where(given, voices, 1-voices)
     mean  = right.mean(0)
@@ -179,7 +183,7 @@ def doubts(
 
 # %% ../nbs/38_labelling.ipynb #593fc7a5
 def _clashes(texts, targs):
-    "Rows whose text stands elsewhere with another label, and that other row; of the label that most of them have, none"
+    "Rows whose text stands elsewhere with another label, and that other row; none with the label that most have"
     groups,res = {},{}
     for i,o in enumerate(_seen_texts(texts)): groups.setdefault(o, []).append(i)
     for text,rows in groups.items():
@@ -192,7 +196,7 @@ def _clashes(texts, targs):
     return res
 
 def _says(p, given, better, classes, multi):
-    "What a voice says of a text: how likely the label and what is likelier are; with `multi`, of each label in doubt"
+    "How likely a voice finds what is better and the label; with `multi`, each label in doubt"
     about = np.flatnonzero(given!=better) if multi else [better.argmax(), given.argmax()]
     return ', '.join(f'{classes[k]} {p[k]:.0%}' for k in about)
 
@@ -208,7 +212,7 @@ def label_free_lms(
     model, # As for `check`
     lang:str, # Language of the texts
 ) -> dict: # A folder or a name by 'fwd' and 'bwd'; empty where there is none
-    "Language models that have learned from no label: those of stage two beside the model, or else pretrained ones"
+    "Language models, which have seen no label: those of stage two beside the model, or pretrained ones"
     path = model if isinstance(model, (str,Path)) else getattr(model, 'path', None)
     if path is not None:
         pieces = {side: list(list_pieces(model_folder(path).parent/'lm', side)) for side in ('fwd','bwd')}
@@ -225,7 +229,8 @@ def lm_features(
     res = []
     for side,lm in lms.items():
         wgts,_,_ = load_lm(lm, side=='bwd')
-        ids  = [torch.from_numpy(o.astype('int64')) for o in lm_processor(lm, side=='bwd').encode(texts, progress=False)]
+        ids = lm_processor(lm, side=='bwd').encode(texts, progress=False)
+        ids = [torch.from_numpy(o.astype('int64')) for o in ids]
         reader = Reader({k.removeprefix('0.'): t.to(device) for k,t in wgts.items() if k.startswith('0.')})
         res.append(pooled(reader, [o.flip(0) for o in ids] if side=='bwd' else ids).cpu())
     return torch.cat(res, 1)
@@ -233,8 +238,10 @@ def lm_features(
 # %% ../nbs/38_labelling.ipynb #7938e6a0
 def _held_out(ens, texts, targs, lms):
     "Probabilities by voices that have not learned from the labels they are asked about"
-    said = dict(words=held_out_words(ens.first.processor.tokenize(texts, progress=False), targs, ens.multi, Cs=(1,3,10)))
-    if said['words'] is None: raise UlmfitError(f"{len(texts)} labelled texts are too few to hold some out: give ten, and two of some class")
+    tokens = ens.first.processor.tokenize(texts, progress=False)
+    said   = dict(words=held_out_words(tokens, targs, ens.multi, Cs=(1,3,10)))
+    if said['words'] is None:
+        raise UlmfitError(f"{len(texts)} labelled texts are too few to hold some out: give ten, and two of some class")
     if lms: said['encoder'] = held_out_features(lm_features(lms, texts, ens.first.device), targs, ens.multi)
     return {k: ens.first.probabilities(torch.from_numpy(o)).numpy() for k,o in said.items()}
 
@@ -246,27 +253,30 @@ def check(
     label_col:str='label', # Column that holds the labels
     label_delim:str=None, # What stands between several labels of a text; None: as in the training
     unseen:bool=False, # Has the model not learned from these texts? Then it is asked too
-    lm=None, # A language model that has both directions, to read the texts with; None: that of stage two beside the model, or a pretrained one
-) -> pd.DataFrame: # The rows in doubt, the least likely label first; new columns 'row', 'suggested', 'doubt' (0 to 1) and 'reason'
-    "Labels that look wrong, by voices that have not learned from them. Raises `UlmfitError` below ten labelled texts"
+    lm=None, # Language model to read with, which has both directions; None: that of stage two beside the model, or a pretrained one
+) -> pd.DataFrame: # Rows in doubt, the most doubtful first; new columns 'row', 'suggested', 'doubt' (0 to 1), 'reason'
+    "Labels that look wrong, by voices that never saw them. Raises `UlmfitError` below ten labelled texts"
     ens,df = as_ensemble(model),as_frame(df)
     texts  = column_texts(get_column(df, text_col, 'text_col'), f"column '{text_col}'")
-    labels,classes,missing = read_labels(get_column(df, label_col, 'label_col'), ens.delim(label_delim), ens.multi)
+    column = get_column(df, label_col, 'label_col')
+    labels,classes,missing = read_labels(column, ens.delim(label_delim), ens.multi)
     rows = np.flatnonzero(~missing)
     if not len(rows): raise UlmfitError(f"column '{label_col}' has no label in any row: pass the right label_col")
     if unseen: classes = ens.classes
     targs = label_targets([labels[i] for i in rows], classes, ens.multi) # raises for what the model does not know
     if not ens.multi: targs = F.one_hot(targs, len(classes))
     texts,targs = [texts[i] for i in rows],targs.double().numpy()
-    lms   = label_free_lms(model, ens.first.processor.lang) if lm is None else {side: lm for side in ('fwd','bwd')}
+    lms   = label_free_lms(model, ens.first.processor.lang) if lm is None else dict(fwd=lm, bwd=lm)
     probs = _held_out(ens, texts, targs, lms)
     if unseen: probs['model'] = ens.get_preds(texts=texts)[0].double().numpy()
     doubt,better,wrong = doubts(probs.values(), targs, ens.multi)
     clashes = _clashes(texts, targs)
     found   = [i for i in np.argsort(-doubt, kind='stable') if wrong[i] or i in clashes]
+    reasons = [_reason(i, probs, targs, better, classes, ens.multi, clashes, rows) for i in found]
     named   = [[c for c,on in zip(classes, better[i]) if on] for i in found]
-    return df.iloc[rows[found]].assign(row=rows[found], suggested=pd.Series(named if ens.multi else [o[0] for o in named], dtype=object).values,
-        doubt=doubt[found].round(4), reason=[_reason(i, probs, targs, better, classes, ens.multi, clashes, rows) for i in found]).reset_index(drop=True)
+    if not ens.multi: named = [o[0] for o in named]
+    news = dict(row=rows[found], suggested=pd.Series(named, dtype=object).values, doubt=doubt[found].round(4), reason=reasons)
+    return df.iloc[rows[found]].assign(**news).reset_index(drop=True)
 
 # %% ../nbs/38_labelling.ipynb #b483cf67
 def plot_learning_curve(
@@ -274,14 +284,15 @@ def plot_learning_curve(
     n_texts:int, # How many texts it was made from
     ax=None, # Axes to draw on; None: a new figure
 ): # The matplotlib Axes
-    "Draw how often counting words is right with some of the labels and with all, and say what twice as many may bring"
+    "Draw how often counting words is right with some of the labels and with all, and what twice as many may bring"
     import matplotlib.pyplot as plt
-    if not curve: raise UlmfitError("The learning curve is empty: it needs 20 labelled texts, and is not made above 5,000")
+    if not curve: raise UlmfitError("The curve is empty: it needs 20 labelled texts, and is not made above 5,000")
     if ax is None: ax = plt.subplots(figsize=(6,3), layout='constrained')[1]
     n,right = [round(share*n_texts) for share in sorted(curve)],[100*curve[share] for share in sorted(curve)]
+    ticks   = [*n, 2*n[-1]]
     ax.plot(n, right, 'o-')
-    if len(n)>1: ax.plot([n[-1], 2*n[-1]], [right[-1], min(100, 2*right[-1]-right[-2])], 'o:', color='tab:gray', mfc='none')
-    ax.set(xscale='log', xlabel='labels', ylabel='right, %', xticks=[*n, 2*n[-1]], xticklabels=[f'{o:,}' for o in [*n, 2*n[-1]]])
+    if len(n)>1: ax.plot(ticks[-2:], [right[-1], min(100, 2*right[-1]-right[-2])], 'o:', color='tab:gray', mfc='none')
+    ax.set(xscale='log', xlabel='labels', ylabel='right, %', xticks=ticks, xticklabels=[f'{o:,}' for o in ticks])
     ax.minorticks_off()
     ax.grid(alpha=.3)
     return ax
