@@ -43,7 +43,8 @@ def token_spans(
     while i<len(tokens):
         marks = i
         while tokens[marks:marks+1] and tokens[marks] in ('xxmaj','xxup'): marks += 1
-        is_repeat = tokens[marks:marks+1] in (['xxrep'],['xxwrep']) and marks+2<len(tokens) and tokens[marks+1].isdigit()
+        is_mark   = tokens[marks:marks+1] in (['xxrep'],['xxwrep'])
+        is_repeat = is_mark and marks+2<len(tokens) and tokens[marks+1].isdigit()
         last = min(marks+2 if is_repeat else marks, len(tokens)-1)
         word = tokens[last].replace('▁', ' ').strip()
         start,end = _repeated(low, word, int(tokens[marks+1]) if is_repeat else 1, pos) if word else (-1,-1)
@@ -54,7 +55,7 @@ def token_spans(
 
 # %% ../nbs/37_explain.ipynb #7b4e4d12
 def _read(weights, emb):
-    "What an encoder makes of vectors of words, shape (steps, rows, emb_sz): `[last, max, mean]`, shape (rows, 3*emb_sz)"
+    "`[last, max, mean]` of vectors of words (steps, rows, emb_sz) that were read, shape (rows, 3*emb_sz)"
     out = emb
     for ws in layer_weights(weights):
         zeros = out.new_zeros(1, out.shape[1], ws[1].shape[1])
@@ -62,7 +63,7 @@ def _read(weights, emb):
     return torch.cat([out[-1], out.amax(0), out.mean(0)], 1)
 
 def _gradients(model, ids, pull, n_steps):
-    "What each token adds to `pull` (classes,) times the outputs of one direction, shape (tokens,); `ids` in its direction"
+    "What each of `ids`, in the model's direction, adds to `pull` (classes,) times its outputs, shape (tokens,)"
     with model.predicting() as module, torch.enable_grad(), torch.autocast(model.device.type, enabled=False):
         weights = {k: v.detach().float() for k,v in module[0].module.state_dict().items()}
         emb   = weights['encoder.weight'][ids.to(model.device)]
@@ -77,13 +78,14 @@ def _gradients(model, ids, pull, n_steps):
 def _word_parts(words, tokens, pull):
     "What each token adds to `pull` (classes,) times the outputs of counted words, shape (tokens,)"
     res = np.zeros(len(tokens))
-    terms = [*[(o,(i,)) for i,o in enumerate(tokens)], *[(f'{a} {b}',(i,i+1)) for i,(a,b) in enumerate(zip(tokens, tokens[1:]))]]
-    known = [(words.number[o.lower() if words.lowercase else o],at) for o,at in terms if (o.lower() if words.lowercase else o) in words.number]
+    read  = [o.lower() for o in tokens] if words.lowercase else tokens
+    terms = [*[(o, (i,)) for i,o in enumerate(read)], *[(f'{a} {b}', (i,i+1)) for i,(a,b) in enumerate(zip(read, read[1:]))]]
+    known = [(words.number[o], at) for o,at in terms if o in words.number]
     if not known: return torch.from_numpy(res)
     numbers,counts = np.unique([i for i,_ in known], return_counts=True)
     tfidf = (1+np.log(counts))*words.idf[numbers].double().numpy()
-    value = tfidf/np.linalg.norm(tfidf)*(words.coef[numbers].double()@pull.double().cpu()).numpy()/counts # of each occurrence
-    value = dict(zip(numbers, value))
+    coef  = (words.coef[numbers].double()@pull.double().cpu()).numpy()
+    value = dict(zip(numbers, tfidf/np.linalg.norm(tfidf)*coef/counts)) # of each occurrence
     for i,at in known: res[list(at)] += value[i]/len(at)
     return torch.from_numpy(res)
 
@@ -98,18 +100,19 @@ def _ask(ens, docs):
     "Outputs of each voice for lists of forward ids"
     outs,vocab = {},ens.first.processor.vocab
     if ens.words is not None: outs['words'] = ens.words.logits([[vocab[i] for i in o.tolist()] for o in docs])
-    for way,model in ens.models.items(): outs[way] = ens.predictor(way).from_ids([o.flip(0) for o in docs] if model.backwards else docs, False)
+    for way,model in ens.models.items():
+        outs[way] = ens.predictor(way).from_ids([o.flip(0) for o in docs] if model.backwards else docs, False)
     return outs
 
 def _by_gradients(ens, ids, k, n_steps):
     "What each token adds to the log odds of class `k`, shape (tokens,)"
     outs = {way: o.clone().requires_grad_() for way,o in _ask(ens, [ids]).items()}
     with torch.enable_grad(): pulls = torch.autograd.grad(_log_odds(ens, outs, k).sum(), list(outs.values()))
-    res = torch.zeros(len(ids), dtype=torch.float64)
-    for way,pull in zip(outs, pulls):
-        if way=='words': res += _word_parts(ens.words, [ens.first.processor.vocab[i] for i in ids.tolist()], pull[0])
-        elif ens.models[way].backwards: res += _gradients(ens.models[way], ids.flip(0), pull[0], n_steps).flip(0)
-        else: res += _gradients(ens.models[way], ids, pull[0], n_steps)
+    res,vocab = torch.zeros(len(ids), dtype=torch.float64),ens.first.processor.vocab
+    for way,(pull,) in zip(outs, pulls):
+        if way=='words': res += _word_parts(ens.words, [vocab[i] for i in ids.tolist()], pull)
+        elif ens.models[way].backwards: res += _gradients(ens.models[way], ids.flip(0), pull, n_steps).flip(0)
+        else: res += _gradients(ens.models[way], ids, pull, n_steps)
     return res.numpy()
 
 def _by_deletion(ens, ids, k):
@@ -165,15 +168,17 @@ def _repr_html_(self:Explanation):
         out += [html.escape(self.text[pos:a]), _marked(self.text[a:b], v, most)]
         pos = b
     out.append(html.escape(self.text[pos:]))
-    head = f'<b>{html.escape(str(self.label))}</b> {self.prob:.0%} · <u>underlined: speaks for it</u> · dotted: against it'
-    return f'<div style="line-height:1.9"><div>{head}</div><div style="white-space:pre-wrap">{"".join(out)}</div></div>'
+    head = f'<b>{html.escape(str(self.label))}</b> {self.prob:.0%} · underlined: speaks for it · dotted: against it'
+    body = f'<div style="white-space:pre-wrap">{"".join(out)}</div>'
+    return f'<div style="line-height:1.9"><div>{head}</div>{body}</div>'
 
 @patch
 def save(self:Explanation,
     path, # HTML file to write
 ):
     "Write a page with the coloured text. Raises `OSError` where it cannot be written"
-    page = f'<!doctype html><html><meta charset="utf-8"><title>{html.escape(str(self.label))}</title><body>{self._repr_html_()}</body></html>'
+    head = f'<meta charset="utf-8"><title>{html.escape(str(self.label))}</title>'
+    page = f'<!doctype html><html>{head}<body>{self._repr_html_()}</body></html>'
     with atomic_write(as_path(path)) as tmp: tmp.write_text(page, encoding='utf-8')
 
 # %% ../nbs/37_explain.ipynb #4092120a
@@ -181,15 +186,17 @@ def save(self:Explanation,
 def explain(self:BidirEnsemble,
     text:str, # A raw text
     label=None, # The class to explain; None: the likeliest
-    how:str='gradients', # 'gradients', or 'deletion': leave out each token in turn, which takes as many passes as there are tokens
+    how:str='gradients', # 'gradients', or 'deletion': leave out each token in turn, as many passes as there are tokens
     n_steps:int=8, # Points along the way from no words to the text, for 'gradients'
-) -> Explanation: # With a `table` of 'token', 'start', 'end' and 'contribution'; `_repr_html_` and `save` show the text
-    "What each token adds to the log odds of a class. Raises `UlmfitError` for an unknown class, or where `text` is not one"
+) -> Explanation: # Its `table` has 'token', 'start', 'end' and 'contribution'; a notebook and `save` show the text
+    "What each token adds to the log odds of a class. Raises `UlmfitError` for an unknown class, or many texts"
     if not isinstance(text, str): raise UlmfitError(f"explain takes one text, and this is a {type(text).__name__}")
     if how not in ('gradients','deletion'): raise UlmfitError(f"how is {how!r}: 'gradients' or 'deletion'")
-    if not isinstance(n_steps, int) or n_steps<1: raise UlmfitError(f"n_steps is {n_steps!r}: pass a whole number of at least 1")
+    if not isinstance(n_steps, int) or n_steps<1:
+        raise UlmfitError(f"n_steps is {n_steps!r}: pass a whole number of at least 1")
     names = [*(self.first.label_values or self.classes)]
-    if label is not None and label not in names: raise UlmfitError(f"label is {label!r}: the classes are {listing(names, 20)}")
+    if label is not None and label not in names:
+        raise UlmfitError(f"label is {label!r}: the classes are {listing(names, 20)}")
     tokens = self.first.processor.tokenize([text], progress=False)[0]
     ids   = torch.as_tensor([self.first.processor.o2i.get(o, 0) for o in tokens], dtype=torch.long)
     probs = self.first.probabilities(list(together(_ask(self, [ids]), self.mixture, self.multi).values())[-1])[0]
