@@ -52,8 +52,9 @@ def _train(o):
     if o.baseline and ulmfit.dls.multi:
         raise typer.BadParameter('--baseline is for one label a text, and here a text may have several')
     baselines = baseline_scores(ulmfit.dls, df, tests, o.text, o.label) if o.baseline else []
+    weighs = dict(balance=True) if o.balance else {}
     ulmfit.fit(dict(n_epoch=o.lm_epochs, lr_max=o.lm_lr, bf16=o.bf16),
-               dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe, **(dict(balance=True) if o.balance else {})),
+               dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe, **weighs),
                refit=None if o.refit else False)
     if not is_first: return
     answers = print_report(ulmfit, tests, baselines, **columns)
@@ -90,7 +91,7 @@ def train(
     minutes:float=None, # Time for the whole run, shared out between language models and classifiers. If not given: as long as it takes
     epochs:int=None, # Epochs of the classifier. If not given: by the number of labels
     recipe:str='auto', # How the classifier is trained; auto: the better in trials, but gradual if --lr is given
-    balance:bool=False, # Give each class the same weight, however rare it is: more of the rare ones are found, and more others taken for them
+    balance:bool=False, # Give each class the same weight in training, however rare it is: more texts of rare ones are found
     refit:bool=True, # Train once more in the end, on the held-out texts too: up to 5,000 labels, if there is time, and without --valid
     lm_lr:float=0.004, # Peak learning rate of the language model
     lr:float=None, # Peak learning rate of the classifier. If not given: the recipe's
@@ -183,8 +184,8 @@ def suggest(
     file:Path, # Table of texts
     n:int=50, # How many texts to ask about
     text:str='text', # Column that holds the texts
-    label:str='label', # Column of the labels, made where there is none; rows that have a label are not asked about
-    label_delim:str=None, # What stands between labels, where a text may have several. If not given: as in training, or a comma
+    label:str='label', # Column of the labels, made where there is none; rows with a label are left out
+    label_delim:str=None, # What stands between labels of a text. If not given: as in training, or a comma
     out:Path=None, # File to fill in: .csv, .tsv, .jsonl or .parquet. If not given: stdout, as CSV
     seed:int=42, # Of the choice
 ):
@@ -196,7 +197,8 @@ def suggest(
             ens = _load_model(model, False)
             found = find(ens, file, n, text, label, label_delim, seed)
         write(found, ens.delim(label_delim) or ',')
-    if out: print(f"{len(found):,} texts to label, in {out}: fill in '{label}', and add the rows to those that you train on", file=sys.stderr)
+    said = f"{len(found):,} texts to label, in {out}: fill in '{label}', and add the rows to those that you train on"
+    if out: print(said, file=sys.stderr)
 
 # %% ../nbs/42_cli.ipynb #9e7c1df5
 @command('ulmfit check ulmfit reviews.csv --text review --label stars --out doubts.csv',
@@ -207,9 +209,9 @@ def check(
     file:Path, # Table of labelled texts
     text:str='text', # Column that holds the texts
     label:str='label', # Column that holds the labels; rows without one are left out
-    label_delim:str=None, # What stands between labels, where a text may have several. If not given: as in training, or a comma
+    label_delim:str=None, # What stands between labels of a text. If not given: as in training, or a comma
     unseen:bool=False, # The model has not learned from these texts: ask it too
-    lm:str=None, # Language model that reads the texts, a name or a folder. If not given: that of the training, in MODEL/lm, or a pretrained one
+    lm:str=None, # Language model that reads the texts. If not given: that of the training, in MODEL/lm, or a pretrained one
     out:Path=None, # File for the list: .csv, .tsv, .jsonl or .parquet. If not given: stdout, as CSV
 ):
     "List labels that look wrong, the most doubtful first, each with the reason."

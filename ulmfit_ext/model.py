@@ -319,7 +319,8 @@ def write_models(
     first = models[0]
     if first.learn is not None: _warn_of_loss(first.learn.loss_func)
     thresh = first.thresh.tolist() if hasattr(first.thresh, 'tolist') else first.thresh
-    labels = {k: getattr(first, k) for k in ('label_values','label_delim','class_weights') if getattr(first, k) is not None} # as ever for strings
+    said   = {k: getattr(first, k) for k in ('label_values','label_delim','class_weights')}
+    labels = {k: o for k,o in said.items() if o is not None} # as ever for strings
     config = dict(classes=_plain_classes(first.classes), multi=first.multi, loss=first.loss, thresh=thresh, **labels,
                   processor=_tokenizer_settings(first.processor), models={o.side: o.config for o in models})
     if words is not None and mixture is not None: config['mixture'] = mixture._asdict()
