@@ -10,7 +10,7 @@ from ulmfit_ext.cli import app
 from ulmfit_ext.text.tables import read_table
 
 root = Path(__file__).resolve().parent.parent
-commands = 'train predict evaluate pretrain demo'.split()
+commands = 'train predict evaluate suggest check pretrain demo'.split()
 small = 'train {} --size tiny --lm-epochs 1 --epochs 1 --bs 16 --min-freq 1'
 
 def reviews(n=60, seed=0):
