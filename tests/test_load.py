@@ -197,7 +197,7 @@ def test_a_language_model_of_an_earlier_version(lm):
     cfg = json.loads((lm/'config.json').read_text())
     cfg = {k: v for k,v in cfg.items() if 'sha256' not in k}
     (lm/'config.json').write_text(json.dumps(cfg))
-    was = load_file(lm/'fwd.safetensors')
+    was = {k: t.clone() for k,t in load_file(lm/'fwd.safetensors').items()} # older safetensors map the file, which is written anew
     save_file(was, lm/'fwd.safetensors')
     assert torch.equal(load_lm(lm)[0]['0.encoder.weight'], was['0.encoder.weight'])
     (lm/'config.json').write_text(json.dumps({**cfg, 'own_sha25':'?'}))
