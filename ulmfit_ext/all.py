@@ -46,6 +46,8 @@ from .label_file import *
 from .export import *
 from .earlier import *
 from .report import *
+from .explain import *
+from .labelling import *
 from .pipeline import *
 from .integrations.sklearn import *
 

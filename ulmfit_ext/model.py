@@ -79,10 +79,11 @@ class TextModel:
         thresh=None, # With `multi`, how likely a label has to be: a number, or one for each class; None: 0.5
         label_values:list=None, # What the classes name: numbers, booleans or strings; None: the classes themselves
         label_delim:str=None, # What separated the labels of a text in the training; None: they were lists, or there was one
+        class_weights:list=None, # What each class counted in the loss; None: all alike
     ):
         self.processor,self.module,self.classes,self.config = processor,module,classes,config
         self.multi,self.backwards,self.loss,self.thresh = multi,backwards,loss,thresh
-        self.label_values,self.label_delim = label_values,label_delim
+        self.label_values,self.label_delim,self.class_weights = label_values,label_delim,class_weights
 
     @property
     def direction(self): return 'backward' if self.backwards else 'forward'
@@ -184,6 +185,12 @@ def evaluating(
         for m in was: m.training = True
 
 # %% ../nbs/31_model.ipynb #02aa7e60
+def _class_weights(loss):
+    "What each class counts in `loss`, a list; None where all count the same"
+    func = getattr(loss, 'func', loss)
+    found = [o for o in (getattr(func, 'weight', None), getattr(func, 'pos_weight', None)) if o is not None]
+    return found[0].flatten().tolist() if found else None
+
 class LearnerModel(TextModel):
     "A classifier that is still a learner's: it predicts with the weights of the moment"
     def __init__(self,
@@ -212,6 +219,8 @@ class LearnerModel(TextModel):
     def label_values(self): return getattr(self.learn.dls, 'label_values', None)
     @property
     def label_delim(self): return getattr(self.learn.dls, 'label_delim', None)
+    @property
+    def class_weights(self): return _class_weights(self.learn.loss_func)
     @property
     def pad_idx(self): return self.module[0].pad_idx
     @property
@@ -257,7 +266,7 @@ def to_learner(self:TextModel,
 ): # A `TextLearner`; without `dls`, of a model that is a learner's, that learner
     "A learner that goes on from here. Raises `UlmfitError` where `dls` does not fit"
     if dls is None and self.learn is not None: return self.learn
-    from ulmfit_ext.classifier import ulmfit_classifier
+    from ulmfit_ext.classifier import ulmfit_classifier,weighted_loss
     from ulmfit_ext.text.loaders import clas_dls
     c = self.config
     if dls is not None: _check_data(self, dls)
@@ -266,6 +275,7 @@ def to_learner(self:TextModel,
     settings = {k: c[k] for k in ('bptt','max_len','lin_ftrs','ps')}
     learn = ulmfit_classifier(dls, c['config'], 1., **settings)
     load_weights(learn.model, self.module.state_dict())
+    if self.class_weights is not None: learn.loss_func = weighted_loss(self.class_weights, self.multi, dls.device)
     if self.thresh is not None:
         learn.loss_func = deepcopy(learn.loss_func) # fastai shares one among all learners
         learn.loss_func.thresh = torch.tensor(self.thresh) if isinstance(self.thresh, list) else self.thresh
@@ -293,11 +303,10 @@ def _tokenizer_settings(processor):
 def _warn_of_loss(loss):
     "Warn where there is more to a loss than its name"
     from fastai.losses import BCEWithLogitsLossFlat,CrossEntropyLossFlat
-    func  = getattr(loss, 'func', loss)
-    extra = any(getattr(func, o, None) is not None for o in ('weight','pos_weight')) or getattr(func, 'label_smoothing', 0)
-    if type(loss) in (CrossEntropyLossFlat,BCEWithLogitsLossFlat) and not extra: return
+    smooth = getattr(getattr(loss, 'func', loss), 'label_smoothing', 0)
+    if type(loss) in (CrossEntropyLossFlat,BCEWithLogitsLossFlat) and not smooth: return
     warnings.warn(f"Of the loss, {type(loss).__name__}, only the kind is saved: the model predicts as before once it is loaded "
-                  "if that takes softmax or sigmoid, and its loss there has no class weights or smoothing", stacklevel=4)
+                  "if that takes softmax or sigmoid, and its loss there has no smoothing", stacklevel=4)
 
 # %% ../nbs/31_model.ipynb #efb0f27c
 def write_models(
@@ -310,7 +319,8 @@ def write_models(
     first = models[0]
     if first.learn is not None: _warn_of_loss(first.learn.loss_func)
     thresh = first.thresh.tolist() if hasattr(first.thresh, 'tolist') else first.thresh
-    labels = {k: getattr(first, k) for k in ('label_values','label_delim') if getattr(first, k) is not None} # as ever for strings
+    said   = {k: getattr(first, k) for k in ('label_values','label_delim','class_weights')}
+    labels = {k: o for k,o in said.items() if o is not None} # as ever for strings
     config = dict(classes=_plain_classes(first.classes), multi=first.multi, loss=first.loss, thresh=thresh, **labels,
                   processor=_tokenizer_settings(first.processor), models={o.side: o.config for o in models})
     if words is not None and mixture is not None: config['mixture'] = mixture._asdict()
@@ -358,7 +368,10 @@ def _as_device(device):
 
 def _label_settings(config):
     "What a folder says of labels; an older one says nothing. Raises `ValueError` where that cannot be"
-    res = {k: config.get(k) for k in ('label_values','label_delim')}
+    res = {k: config.get(k) for k in ('label_values','label_delim','class_weights')}
+    wgts = res['class_weights']
+    is_weights = isinstance(wgts, list) and len(wgts)==len(config['classes']) and all(_is_number(o, 0) for o in wgts)
+    if wgts is not None and not is_weights: raise ValueError('class_weights are not one number a class')
     values = res['label_values']
     fits = values is None or [label_name(o) for o in values if isinstance(o, (str,bool,int,float))]==config['classes']
     if not fits or not isinstance(res['label_delim'], (str,type(None))): raise ValueError('the labels are not those of the classes')

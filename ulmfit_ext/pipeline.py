@@ -55,7 +55,7 @@ class ULMFiT(Answering):
     def __init__(self,
         dls:UlmfitDls, # What `ulmfit_dls` made
         path='ulmfit', # Folder for everything that is made
-        pretrained=None, # What `find_lm` finds, such as 'base', or a path; one for each side, as a dict; None: no stage one
+        pretrained=None, # What `find_lm` finds: 'base', 'small', 'wt103', 'de', or a path; None: no stage one
         directions:str='both', # 'both', 'fwd' or 'bwd'
         config:str|dict='small', # Sizes of the model where `pretrained` is None: a name in `lm_sizes` or a dict
         bptt:int=70, # Tokens in a chunk of the classifier
@@ -73,10 +73,12 @@ class ULMFiT(Answering):
         self.valid_col = None # the column that says what is held out, if there is one
         self.bag = None # the third voice: words of the training texts alone, as `refit` leaves it
         self.how = None # what `fit_classifier` trained with
-        self.before,self.key = None,None # the earlier run whose language models are kept; of the table, as `TableNote` has it
+        self.before = None # the earlier run that this one goes on from
+        self.key = None # of the table, as `TableNote` has it
         self.plan,self.coming = Plan(minutes, cache(self._guess_speed)),{} # `coming`: arguments of `fit_classifier`, if known
         data = dict(data_sha256=dls.sha256(), bs=dls.bs, clas_bs=dls.clas_bs, bptt=dls.bptt)
-        weights = {s: dict(pretrained_sha256=fingerprint(_of_side(pretrained, s), s=='bwd'), sizes=lm_size(config)) for s in self.sides}
+        starts = {s: fingerprint(_of_side(pretrained, s), s=='bwd') for s in self.sides}
+        weights = {s: dict(pretrained_sha256=h, sizes=lm_size(config)) for s,h in starts.items()}
         if minutes is not None: data['run_minutes'] = minutes
         self.inputs = {s: dict(**data, **weights[s], seed=seed) for s in self.sides} # what all stages share
 
@@ -101,7 +103,7 @@ def from_df(cls:ULMFiT,
     lang:str=None, # spaCy's code of the language; None: that of the pretrained model, or English
     minutes:float=None, # Time for the whole run; None: as long as it takes, where 'auto' reckons with an hour
     epochs:tuple=(None,None), # Of language models and classifiers, where they are settled, for 'auto'
-    go_on:bool|str=False, # Keep the language models of the earlier run in `path`? 'auto': where they have read half of the texts
+    go_on:bool|str=False, # Keep the language models of the earlier run? 'auto': where they read half of the texts
     **kwargs
 ) -> ULMFiT:
     "Tokenize `df` and get ready for `fit_lm`. Raises `UlmfitError` where the data will not do"
@@ -209,7 +211,8 @@ def fit_lm(self:ULMFiT,
             if learn is None: learn = self._train_lm(side, settings[side], **how)
             self.lms[side] = learn
         pieces = {s: list_pieces(self.path/'lm', s).items() for s in self.sides}
-        note_result(self.path, self.key, lms={s: first(p.name for p,o in found if o==settings[s]) for s,found in pieces.items()})
+        names  = {s: first(p.name for p,o in found if o==settings[s]) for s,found in pieces.items()}
+        note_result(self.path, self.key, lms=names)
     return self
 
 # %% ../nbs/40_pipeline.ipynb #e539de34
@@ -221,10 +224,11 @@ def _train_lm(self:ULMFiT, side, settings, minutes, cbs, **how):
     else: job.limit = 60*minutes
     with unfinished(self.path, f'lm-{side}', settings) as folder:
         cbs = L(cbs) + L(CountWork(self.plan, job), Resume(folder/'fit', keep=True))
-        learn = finetune_lm(self._dls('lm', side), _of_side(self.pretrained, side), self.config, minutes=minutes, cbs=cbs, **how)
+        start = _of_side(self.pretrained, side)
+        learn = finetune_lm(self._dls('lm', side), start, self.config, minutes=minutes, cbs=cbs, **how)
         losses = [list(map(float, o)) for o in learn.recorder.values]
         def _write(folder):
-            save_lm(learn, folder, pretrained=str(_of_side(self.pretrained, side)), losses=losses)
+            save_lm(learn, folder, pretrained=str(start), losses=losses)
             return learn.stage_two # noted in settings.json: the rate in the end, the epochs, the losses
         self._to_disk('lm', side, settings, learn, _write)
     return learn
@@ -428,9 +432,7 @@ def ensemble(self:ULMFiT):
 def load(cls:ULMFiT,
     path, # A model folder, or the `path` of a `ULMFiT` whose classifier is trained
 ) -> ULMFiT:
-    """Read a trained classifier, to predict and validate with, and to `add` labels to.
-
-    For any other training make it from its data with `from_df`."""
+    "Read a trained classifier, to predict and validate with, and to `add` labels to. All other training begins with `from_df`"
     res = cls.__new__(cls) # there are no data to make it from
     res.path = as_path(path)
     res.folder = model_folder(res.path)
@@ -447,13 +449,14 @@ def add(self:ULMFiT,
     classifier:dict=None, # Arguments of `fit_classifier`
     refit:bool=None, # Train on all labels in the end? As for `fit`
 ) -> ULMFiT: # Another one, trained on all labels
-    """Go on with more labels: language models are kept. All else is trained on old and new rows, and takes the old one's place.
+    """Go on with more labels: language models are kept, all else is trained on old and new rows, and saved
 
-    A text that was there before gets its new label. Raises `UlmfitError` where the folder holds a model, and not the run that made it."""
+    A text that was there gets its new label. Raises `UlmfitError` where there is a model without its run."""
     path = self.folder.parent
     before = earlier_run(path)
     if before is None:
-        raise UlmfitError(f"{path} does not say what the model was trained on: give all rows, old and new, to `ULMFiT.from_df`")
+        raise UlmfitError(f"{path} does not say what the model was trained on: "
+                          "give all rows, old and new, to `ULMFiT.from_df`")
     asked = {**before.asked, 'epochs':(0,None), 'minutes':minutes}
     more  = ULMFiT.from_df(with_rows(before, as_frame(df)), path, go_on=True, **asked)
     return more.fit(dict(n_epoch=0), classifier, refit)

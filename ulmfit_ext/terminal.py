@@ -82,6 +82,7 @@ _facts |= dict(
     part        = _Facts(least=0.01),
     bptt        = _Facts(least=2),
     bs          = _Facts(least=2),
+    lm          = _Facts('NAME|FOLDER', library='lm'),
     seed        = _Facts(least=0))
 
 # %% ../nbs/41_terminal.ipynb #80e1d833
