@@ -1,10 +1,13 @@
 "Build the documentation from the notebooks, every warning an error: `python docs/build.py`"
 import re
+from base64 import b64decode
+from collections import namedtuple
 from configparser import ConfigParser
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from shutil import copytree,ignore_patterns,rmtree
+from textwrap import shorten
 
 from fastcore.nbio import mk_cell,write_nb
 from nbdev.config import nbpath2html
@@ -40,13 +43,20 @@ def myst(md):
     md = re.sub(r'^(#+ .*?) *\{[.-].*\} *$', r'\1', md, flags=re.M)                       # ## Title {.unnumbered}
     return re.sub(r'(\]\([^)\s]*\))\{[^}]*\}', r'\1', md)                                # [text](url){target="_blank"}
 
+def plain(md):
+    "The last paragraph of `md` without marks and links: what a figure below it shows, where its cell does not say"
+    text = re.sub(r'!?\[(.*?)\]\([^)]*\)', r'\1', md.strip().split('\n\n')[-1])
+    return shorten(re.sub(r'[`*#|<>$\[\]\\]', '', text), 300, placeholder=' …')
+
 # From cells to a page
+
+Figure = namedtuple('Figure', 'file alt target png')   # file in the gallery, what it shows, where it is drawn; `png`: its bytes, or None where the file is there
 
 class Page:
     "The page of the notebook at `path`: text as it is, what `show_doc` says as text, exported source folded after it"
     def __init__(self, path, lib):
         self.path,self.rel = path,path.relative_to(nbs)
-        self.name,self.targets = nbpath2html(self.rel).with_suffix('').as_posix(),[]
+        self.name,self.targets,self.figures = nbpath2html(self.rel).with_suffix('').as_posix(),[],[]
         proc = NBProcessor(path, procs)
         mod = next((c.directives_['default_exp'] for c in proc.nb.cells if 'default_exp' in c.directives_), None)
         self.ns = dict(vars(import_module(f'{lib}.{mod}'))) if mod else {}
@@ -55,19 +65,40 @@ class Page:
         self.nb.cells = [c for c in self._cells(proc.nb.cells, f'{lib}.{mod}' if mod else '') if c.source.strip()]
 
     def _cells(self, cells, mod):
-        shown,source = [],[]   # documentation and source of the exported cell before
+        shown,source,above = [],[],''   # documentation and source of the exported cell before; the text before
         for c in [*cells, mk_cell('')]:
             if getattr(c, 'has_sd', False): shown.insert(0, self.doc(c)); continue   # nbdev adds them last first
             yield from shown + source
             shown,source,d = [],[],c.directives_
             if c.cell_type=='raw' or d.get('include')=='false': continue
             elif c.cell_type=='markdown':
-                c.source = not_code(myst, c.source)
+                above,c.source = c.source,not_code(myst, c.source)
+                self.pictures(c)
                 if mod and c.source.startswith('# '): c.source,mod = f'{c.source}\n\n`{mod}`',''
                 yield c
             elif c.source.startswith('show_doc('): yield self.doc(c)
             elif d.keys() & {'export','exports','exporti'}: source = [self.code(c, 'hide-input')] if self.defines(c) else []
-            else: yield self.code(c)
+            else:
+                self.code(c)
+                yield from self.drawn(c, above)
+                yield c
+
+    def pictures(self, c):
+        "Note the pictures that a text shows"
+        for alt,file in re.findall(r'!\[(.*?)\]\(([^):]+)\)', c.source):
+            self.figures.append(Figure(f'/{(self.rel.parent/file).as_posix()}', alt, f'/{self.rel.as_posix()}', None))
+
+    def drawn(self, c, above):
+        "Note the figures that cell `c` draws, with `fig-alt` or the text `above` as alt text; where there are any, a target to put before it"
+        outputs = [o for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+        if not outputs: return
+        alt,target = c.directives_.get('fig-alt') or plain(above),f'figure-{self.name}-{c.id}'.lower().replace('/', '-')
+        for i,o in enumerate(outputs):
+            png = b64decode(''.join(o['data']['image/png']))
+            o['metadata'] = {'image/png': dict(width=int.from_bytes(png[16:20], 'big')//2)}   # drawn for screens with two pixels a point
+            self.figures.append(Figure(f'/gallery/{target}-{i}.png', alt, f'#{target}', png))
+        c.metadata['mystnb'] = dict(image=dict(alt=alt))
+        yield mk_cell(f'({target})=', 'markdown')
 
     def doc(self, c):
         "What `show_doc` says, as text of the page whose heading is a target for links"
@@ -108,11 +139,28 @@ def section_of(name):
 def toctree(pages):
     "The sidebar: the overview, then every page under its section"
     tree = {k:[] for k in sections}
-    tree['Start'].append('Overview <self>')
+    tree['Start'] += ['Overview <self>','Gallery </gallery>']
     for p in pages:
         name = p.rel.with_suffix('').as_posix()
         if name!='index': tree[section_of(name)].append(f'/{name}')
     parts = ['\n'.join(['```{toctree}', f':caption: {k}', ':hidden:', '', *v, '```']) for k,v in tree.items() if v]
+    return '\n\n'.join(parts)
+
+def gallery(pages):
+    "The page of all figures in the order of the sidebar, each a link to where it is drawn; writes the pictures"
+    (src/'gallery').mkdir()
+    parts,seen = ['# Gallery\n\nAll figures of these pages. Each leads to the cell that draws it.'],set()
+    order = [*sections]
+    for p in sorted(pages, key=lambda p: (p.name!='index', order.index(section_of(p.rel.with_suffix('').as_posix())))):
+        figures = [f for f in p.figures if f.file not in seen]
+        if not figures: continue
+        title = next(l for c in p.nb.cells for l in c.source.splitlines() if l.startswith('# '))
+        parts += [f'#{title}', ':::{container} gallery']
+        for f in figures:
+            if f.png: (src/f.file[1:]).write_bytes(f.png)
+            parts.append(f'[![{f.alt}]({f.file})]({f.target})\n{f.alt}')
+        parts.append(':::')
+        seen |= {f.file for f in figures}
     return '\n\n'.join(parts)
 
 def make_pages():
@@ -123,6 +171,7 @@ def make_pages():
     next(p for p in pages if p.name=='index').nb.cells.append(mk_cell(toctree(pages), 'markdown'))
     for o in src,site.parent: rmtree(o, ignore_errors=True)
     copytree(nbs, src, ignore=ignore_patterns('*.ipynb', '*.md', '.*', 'models'))
+    (src/'gallery.md').write_text(gallery(pages), encoding='utf-8')
     for p in pages:
         p.link({p.name:p for p in pages})
         write_nb(p.nb, src/p.rel)
