@@ -46,7 +46,7 @@ def myst(md):
 def plain(md):
     "The last paragraph of `md` without marks and links: what a figure below it shows, where its cell does not say"
     text = re.sub(r'!?\[(.*?)\]\([^)]*\)', r'\1', md.strip().split('\n\n')[-1])
-    return shorten(re.sub(r'[`*#|<>$\[\]\\]', '', text), 300, placeholder=' …')
+    return shorten(re.sub(r'[`*#|<>$\[\]\\]', '', text), 300, placeholder=' …').rstrip(':')
 
 # From cells to a page
 
