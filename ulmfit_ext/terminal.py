@@ -54,6 +54,8 @@ _facts = dict(
     max_vocab   = _Facts(library='max_vocab'),
     labels      = _Facts(least=2),
     out         = _Facts('PATH', letter='-o'),
+    host        = _Facts('ADDRESS'),
+    port        = _Facts(least=0, most=65535),
     path        = _Facts('FOLDER'),
     plot        = _Facts('FILE.png'),
     pretrained  = _Facts('NAME|FOLDER', library='pretrained', more="base or small, English; de, German, a package of its own; "
