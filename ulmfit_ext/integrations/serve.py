@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_serve', 'Limits', 'make_app', 'serve_model']
 
-# %% ../../nbs/41_integrations.serve.ipynb #738c1148
+# %% ../../nbs/41_integrations.serve.ipynb #2c270b0e
 import asyncio,csv,io,ipaddress,socket,tempfile,time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,23 +23,24 @@ from ..folder import *
 from ..ensemble import *
 from ..export import *
 
-# %% ../../nbs/41_integrations.serve.ipynb #879ea833
+# %% ../../nbs/41_integrations.serve.ipynb #f1fcf8f3
 def check_serve():
     "Raise `UlmfitError` where the packages that `make_app` and `serve_model` need are not installed"
     try: import fastapi,uvicorn
     except ImportError as e:
         raise UlmfitError(f"the page needs fastapi and uvicorn, and {e.name} is not installed: pip install 'ulmfit_ext[serve]'") from None
 
-# %% ../../nbs/41_integrations.serve.ipynb #15a153c0
+# %% ../../nbs/41_integrations.serve.ipynb #147aae67
 @dataclass
 class Limits:
     "How much one request may ask for"
-    chars:int=50_000 # Characters of a text
-    texts:int=1_000  # Texts in a request for JSON
-    mb:int=20        # Megabytes of a request
-    waiting:int=32   # Requests that wait for their turn
+    chars:int=50_000    # Characters of a text
+    texts:int=1_000     # Texts in a request for JSON
+    mb:int=20           # Megabytes of a request
+    explained:int=5_000 # Characters of a text that is explained: that takes memory
+    waiting:int=32      # Requests that wait for their turn
 
-# %% ../../nbs/41_integrations.serve.ipynb #b5561526
+# %% ../../nbs/41_integrations.serve.ipynb #5e2b03cd
 def _rounded(probs): return [round(o, 6) for o in probs.tolist()]
 
 def _answers(ens, texts):
@@ -50,7 +51,7 @@ def _answers(ens, texts):
     return [dict(label=l, confidence=c, probabilities=dict(zip(map(str, ens.classes), p)))
             for l,c,p in zip(label.tolist(), _rounded(confidence), probs)]
 
-# %% ../../nbs/41_integrations.serve.ipynb #466ec6d5
+# %% ../../nbs/41_integrations.serve.ipynb #02147e75
 def _voices(ens, text):
     "The label of a text, and the probability of each class by voice"
     probs = ens.voices([text])
@@ -58,10 +59,12 @@ def _voices(ens, text):
     names = list(map(str, ens.classes))
     return dict(label=label, voices={voice: dict(zip(names, _rounded(p[0]))) for voice,p in probs.items()})
 
-# %% ../../nbs/41_integrations.serve.ipynb #659a2591
-def _explanation(ens, text):
-    "A table with columns start, end and contribution, a row for each token; None where this ensemble cannot tell"
-    return ens.explain(text) if hasattr(ens, 'explain') else None
+# %% ../../nbs/41_integrations.serve.ipynb #7d1969cd
+def _explanation(ens, text, label):
+    "A table with columns start, end and contribution to `label`, a row for each token; None where `ens` has no `explain`"
+    try: import ulmfit_ext.explain
+    except ImportError: return None
+    return ens.explain(text, label=label).table
 
 def _pieces(text, table):
     "`text` cut into pieces, each with what it contributes; 0 for what no token stands for"
@@ -79,26 +82,26 @@ def _pieces(text, table):
     if at<len(text): res.append([text[at:], 0.])
     return [dict(text=o, contribution=v) for o,v in res]
 
-# %% ../../nbs/41_integrations.serve.ipynb #fa29f557
+# %% ../../nbs/41_integrations.serve.ipynb #cdb11016
 _kinds = 'csv','tsv','txt','json','jsonl'
 
 def _read_upload(name, data):
     "The table in `data`, bytes of a file called `name`. Raises `UlmfitError` where it is none"
     kind = file_kind(Path(name))
     if name.lower().endswith('.gz') or kind not in _kinds:
-        raise UlmfitError(f"{shown(name)} is not of a kind that is read here: send one of {', '.join(_kinds)}, not compressed")
+        raise UlmfitError(f"'{shown(name)}' is not of a kind that is read here: send one of {', '.join(_kinds)}, not compressed")
     with tempfile.TemporaryDirectory() as d:
         path = Path(d)/f'table.{kind}'
         path.write_bytes(data)
         try: return read_table(path)
         except UlmfitError as e: raise UlmfitError(str(e).replace(str(path), name)) from None
 
-# %% ../../nbs/41_integrations.serve.ipynb #6fefadfe
+# %% ../../nbs/41_integrations.serve.ipynb #2d1800ac
 class _NoColumn(UlmfitError):
     "The table has `columns`, and not the one that was asked for"
     def __init__(self, name, columns):
         self.columns = [str(o) for o in columns]
-        super().__init__(f"the file has no column {shown(name)}: its columns are {listing(self.columns, 20)}. Which one holds the texts?")
+        super().__init__(f"The file has no column '{shown(name)}': its columns are {listing(self.columns, 20)}. Which one holds the texts?")
 
 def _column_of(df, name, limits):
     "The name of the column of texts: `name`, or the only one there is. Raises `UlmfitError` where a text is too long"
@@ -107,12 +110,12 @@ def _column_of(df, name, limits):
         name = df.columns[0]
     for i,o in enumerate(as_texts(df[name].tolist())):
         if len(o)>limits.chars:
-            raise UlmfitError(f"row {i} (counted from 0) has a text of {len(o):,} characters, and {limits.chars:,} are allowed: "
+            raise UlmfitError(f"Row {i} (counted from 0) has a text of {len(o):,} characters, and {limits.chars:,} are allowed: "
                               "shorten it, or start the server with a larger --max-chars")
     return name
 
-# %% ../../nbs/41_integrations.serve.ipynb #a14cd261
-def _parts(texts, most_chars=20_000, most=256):
+# %% ../../nbs/41_integrations.serve.ipynb #9bd2bf4b
+def _parts(texts, most_chars=16_000, most=256):
     "Slices of the list `texts`, each of a few texts"
     begin,chars = 0,0
     for i,o in enumerate(texts):
@@ -137,7 +140,7 @@ def _labelled(ens, df, col):
     for part in _parts(as_texts(df[col].tolist())):
         yield _as_csv(ens.predict_df(df[part], text_col=col, progress=False), delim, header=part.start==0)
 
-# %% ../../nbs/41_integrations.serve.ipynb #06acaa5c
+# %% ../../nbs/41_integrations.serve.ipynb #6c881862
 class _Turns:
     "Threads that compute, and a count of those who wait for them"
     def __init__(self, threads, waiting):
@@ -156,7 +159,7 @@ class _Turns:
             raise HTTPException(503, f'{self.n} requests wait for their turn already: try again in a moment', {'Retry-After': '2'})
         return await self.run(f, *args)
 
-# %% ../../nbs/41_integrations.serve.ipynb #123544c1
+# %% ../../nbs/41_integrations.serve.ipynb #6e8f10df
 _policy = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
 _headers = {'content-security-policy': _policy, 'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer',
@@ -170,13 +173,13 @@ class _Guard:
     def refusal(self, headers):
         "A status and a reason; None where there is none"
         name = urlsplit('//'+headers.get('host', '')).hostname
-        if self.hosts is not None and name not in self.hosts: return 421,f'this server is called {self.hosts[0]}, and was asked as {shown(name)}'
-        if headers.get('sec-fetch-site')=='cross-site': return 403,'another page may not ask this server'
+        if self.hosts is not None and name not in self.hosts: return 421,f'This server is called {self.hosts[0]}, and was asked as {shown(name)}'
+        if headers.get('sec-fetch-site')=='cross-site': return 403,'Another page may not ask this server'
         size = headers.get('content-length', '0')
         if not size.isdecimal() or int(size)>self.limits.mb*1e6: return 413,self.too_much
 
     @property
-    def too_much(self): return f'more than {self.limits.mb} MB: send it in parts, or start the server with a larger --max-mb'
+    def too_much(self): return f'More than {self.limits.mb} MB: send it in parts, or start the server with a larger --max-mb'
 
     async def __call__(self, scope, receive, send):
         from fastapi import HTTPException
@@ -197,7 +200,7 @@ class _Guard:
         app = self.app if reason is None else JSONResponse(dict(detail=reason[1]), reason[0])
         await app(scope, _receive, _send)
 
-# %% ../../nbs/41_integrations.serve.ipynb #b350d277
+# %% ../../nbs/41_integrations.serve.ipynb #9230c4dd
 def _types(limits):
     "The types of requests and answers"
     from pydantic import BaseModel,Field
@@ -223,21 +226,24 @@ def _types(limits):
     class Piece(BaseModel):
         text:str
         contribution:Annotated[float, Field(description='How much it speaks for the label; below 0 against it')]
+    class Why(BaseModel):
+        text:Annotated[str, Field(max_length=limits.explained, description='A raw text')]
+        label:Annotated[str|None, Field(description='Name of a class; if not given the likeliest')]=None
     class Explanation(BaseModel):
-        label:Label
+        label:Annotated[str, Field(description='The class that is explained')]
         pieces:Annotated[list[Piece]|None, Field(description='The text, cut into pieces; null where the model cannot tell')]
         seconds:Seconds
     class Model(BaseModel):
         name:str
         classes:list[str]
         several:Annotated[bool, Field(description='Can a text have several labels?')]
-        limits:Annotated[dict[str,int], Field(description='Characters of a text, texts and megabytes of a request')]
+        limits:Annotated[dict[str,int], Field(description='Characters of a text, also of one that is explained; texts and megabytes of a request')]
         version:Annotated[str, Field(description='Of ulmfit_ext')]
     class Problem(BaseModel):
         detail:Annotated[str, Field(description='What was wrong, and what to do')]
     return SimpleNamespace(**locals())
 
-# %% ../../nbs/41_integrations.serve.ipynb #5ca364f6
+# %% ../../nbs/41_integrations.serve.ipynb #4a2f6258
 def _say_errors(app):
     "Make each error an answer with a sentence as its `detail`"
     from fastapi.exceptions import RequestValidationError
@@ -253,7 +259,7 @@ def _say_errors(app):
         columns = dict(columns=e.columns) if isinstance(e, _NoColumn) else {}
         return JSONResponse(dict(detail=str(e), **columns), 422)
 
-# %% ../../nbs/41_integrations.serve.ipynb #9dcb2617
+# %% ../../nbs/41_integrations.serve.ipynb #c09363d6
 _files = {'/': 'index.html', '/page.css': 'page.css', '/page.js': 'page.js', '/docs': 'docs.html', '/docs.js': 'docs.js'}
 _types_of = dict(html='text/html', css='text/css', js='text/javascript')
 
@@ -266,28 +272,32 @@ def _add_pages(app):
         app.get(path, include_in_schema=False)(_page)
     for path,file in _files.items(): _add(path, file)
 
-# %% ../../nbs/41_integrations.serve.ipynb #1ac33a18
+# %% ../../nbs/41_integrations.serve.ipynb #c6ded8ec
 def _timed(f, *args):
     "The dict that `f(*args)` gives, with the seconds that it took"
     began = time.perf_counter()
     return dict(**f(*args), seconds=round(time.perf_counter()-began, 4))
 
-def _explain(ens, text):
-    table = _explanation(ens, text)
-    return dict(label=ens.predict(text)[0], pieces=None if table is None else _pieces(text, table))
+def _explain(ens, text, name):
+    "The pieces of a text with what they contribute to the class called `name`; None: to the likeliest"
+    labels,names = ens.first.label_values or ens.classes,list(map(str, ens.classes))
+    if name is None: name = names[int(ens.get_preds(texts=[text], progress=False)[0][0].argmax())]
+    if name not in names: raise UlmfitError(f"There is no class '{shown(name)}': the classes are {listing(names, 20)}")
+    table = _explanation(ens, text, labels[names.index(name)])
+    return dict(label=name, pieces=None if table is None else _pieces(text, table))
 
 def _ask_for(path, body):
     "An example of a request, for the description"
     return {'x-example': f"curl SERVER{path} -H 'Content-Type: application/json' -d '{body}'"}
 
-# %% ../../nbs/41_integrations.serve.ipynb #2761652e
+# %% ../../nbs/41_integrations.serve.ipynb #c972473c
 def _add_texts(app, ens, name, limits, types, problems):
     "Answer questions about texts"
     texts,one_by_one = _Turns(2, limits.waiting),_Turns(1, limits.waiting)
     @app.get('/api/model')
     async def model() -> types.Model:
         "What the model is, and how much it may be asked."
-        sizes = dict(chars=limits.chars, texts=limits.texts, mb=limits.mb)
+        sizes = {o: getattr(limits, o) for o in ('chars','texts','mb','explained')}
         return dict(name=name, classes=list(map(str, ens.classes)), several=ens.multi, limits=sizes, version=__version__)
 
     @app.post('/api/predict', responses=problems, openapi_extra=_ask_for('/api/predict', '{"texts": ["A text", "Another"]}'))
@@ -301,11 +311,11 @@ def _add_texts(app, ens, name, limits, types, problems):
         return await texts.ask(_timed, _voices, ens, body.text)
 
     @app.post('/api/explain', responses=problems, openapi_extra=_ask_for('/api/explain', '{"text": "A text"}'))
-    async def explain(body:types.OneText) -> types.Explanation:
-        "Which pieces of a text speak for its label, and which against it."
-        return await one_by_one.ask(_timed, _explain, ens, body.text)
+    async def explain(body:types.Why) -> types.Explanation:
+        "Which pieces of a text speak for a class, and which against it."
+        return await one_by_one.ask(_timed, _explain, ens, body.text, body.label)
 
-# %% ../../nbs/41_integrations.serve.ipynb #5db2bcd0
+# %% ../../nbs/41_integrations.serve.ipynb #cdeb11a9
 def _add_files(app, ens, limits, problems):
     "Answer with a table, labelled"
     from fastapi import Query,Request
@@ -333,7 +343,7 @@ def _add_files(app, ens, limits, problems):
         return StreamingResponse(_rest(first, parts), media_type='text/csv; charset=utf-8',
                                  headers={'X-Rows': str(n), 'Content-Disposition': 'attachment; filename="labelled.csv"'})
 
-# %% ../../nbs/41_integrations.serve.ipynb #c5ed6074
+# %% ../../nbs/41_integrations.serve.ipynb #a8b79607
 def make_app(
     ens:BidirEnsemble, # What answers
     name:str='ulmfit', # What the page calls it
@@ -354,7 +364,7 @@ def make_app(
     _add_files(app, ens, limits, problems)
     return app
 
-# %% ../../nbs/41_integrations.serve.ipynb #49a63287
+# %% ../../nbs/41_integrations.serve.ipynb #8179a61e
 @contextmanager
 def _listening(host, port):
     "A socket that listens"
@@ -374,7 +384,7 @@ def _is_loopback(host):
     try: return ipaddress.ip_address(host).is_loopback
     except ValueError: return host=='localhost'
 
-# %% ../../nbs/41_integrations.serve.ipynb #8233e82a
+# %% ../../nbs/41_integrations.serve.ipynb #96e20da9
 def serve_model(
     path, # Model folder
     host:str='127.0.0.1', # Address to listen on: this machine alone, or 0.0.0.0 for all that reach it

@@ -10,15 +10,14 @@ function element(tag, text = '', children = []) {
 
 const nameOf = schema => schema.$ref.split('/').pop();
 
-function inWords(schema) {                   // 'list of string, at most 1000', 'Answer, see below'
+const short = n => n.toLocaleString('en');
+
+function inWords(schema) {                   // 'list of at most 1,000: string of at most 50,000 characters', 'list: Answer'
   if (schema.$ref) return nameOf(schema);
-  if (schema.anyOf) return schema.anyOf.map(inWords).join(' or ');
-  const limits = [schema.maxItems && `at most ${schema.maxItems.toLocaleString('en')}`,
-                  schema.maxLength && `at most ${schema.maxLength.toLocaleString('en')} characters`].filter(Boolean);
-  const what = schema.type === 'array' ? `list of ${inWords(schema.items)}`
-    : schema.type === 'object' && typeof schema.additionalProperties === 'object' ? `object of ${inWords(schema.additionalProperties)}`
-    : schema.type || 'anything';
-  return [what, ...limits].join(', ');
+  if (schema.anyOf) return schema.anyOf.map(inWords).join(' | ');
+  if (schema.type === 'array') return `list${schema.maxItems ? ` of at most ${short(schema.maxItems)}` : ''}: ${inWords(schema.items)}`;
+  if (schema.type === 'object' && typeof schema.additionalProperties === 'object') return `object: ${inWords(schema.additionalProperties)}`;
+  return (schema.type || 'anything') + (schema.maxLength ? ` of at most ${short(schema.maxLength)} characters` : '');
 }
 
 function terms(pairs) {                      // [name, schema, description] as a list of definitions
@@ -49,8 +48,10 @@ function section([path, methods], schemas) {
 async function begin() {
   const api = await (await fetch('openapi.json')).json(), schemas = api.components.schemas;
   const all = Object.entries(api.paths).flatMap(o => section(o, schemas));
-  document.getElementById('paths').append(...all, element('h2', 'What they are made of'),
-    ...Object.entries(schemas).filter(([k]) => !/Error$/.test(k)).flatMap(([k, v]) => [element('h3', k), element('p', v.description || ''), fields(v)]));
+  const told = new Set(all.flatMap(o => [...o.querySelectorAll('h3')].map(h => h.textContent)));
+  const others = Object.entries(schemas).filter(([k]) => !told.has(k) && !k.endsWith('Error'));
+  document.getElementById('paths').append(...all, element('h2', 'What these are made of'),
+    ...others.flatMap(([k, v]) => [element('h3', k), element('p', v.description || ''), fields(v)]));
 }
 
 begin();

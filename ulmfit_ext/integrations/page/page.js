@@ -65,8 +65,20 @@ async function tell(text) {
   drawBars(said);
   byId('answer').hidden = false;
   byId('why').hidden = true;
-  if (isWaiting) return;                     // another text is there already
-  const why = await ask('api/explain', {text});
+  if (!isWaiting) await explain(text, likeliest(said));   // else another text is there already
+}
+
+function likeliest(said) {
+  const together = said.voices[voicesOf(said)[0]];
+  return Object.keys(together).reduce((a, b) => together[b] > together[a] ? b : a);
+}
+
+async function explain(text, label) {
+  const isLong = Array.from(text).length > model.limits.explained;
+  const why = isLong ? {label, pieces: null} : await ask('api/explain', {text, label});
+  if (byId('text').value !== text) return;   // too late
+  byId('long').hidden = !isLong;
+  byId('long').textContent = `Only texts of up to ${count(model.limits.explained)} characters are explained.`;
   if (why.pieces) drawTokens(why);
 }
 
@@ -91,11 +103,20 @@ function drawBars(said) {
 }
 
 function barRow(name, cells, className) {
-  const row = element('div', `row ${className}`), head = element('div', 'name', name);
+  const row = element('div', `row ${className}`), head = element('div', 'name');
+  if (className !== 'head') head.append(whyButton(name));
   row.setAttribute('role', 'row');
   head.setAttribute('role', className === 'head' ? 'cell' : 'rowheader');
   row.append(head, ...cells);
   return row;
+}
+
+function whyButton(name) {
+  const button = element('button', '', name);
+  button.type = 'button';
+  button.title = `What speaks for ${name}?`;
+  button.onclick = () => explain(byId('text').value, name).catch(e => show('text-error', inWords(e)));
+  return button;
 }
 
 function headCell(voice) {
@@ -126,7 +147,7 @@ function drawTokens(why) {
     return span;
   });
   byId('tokens').replaceChildren(...spans);
-  byId('why-title').textContent = `Why ${[].concat(why.label).join(', ')}?`;
+  byId('why-title').textContent = `Why ${why.label}?`;
   byId('why').hidden = false;
 }
 
@@ -138,6 +159,7 @@ async function sendFile(event) {
   event.preventDefault();
   const file = byId('file').files[0];
   show('file-error', '');
+  offerColumns([]);
   byId('result').hidden = true;
   if (file.size > model.limits.mb*1e6) {
     show('file-error', `The file has ${(file.size/1e6).toFixed(1)} MB, and ${model.limits.mb} MB are allowed: send it in parts.`);
@@ -153,7 +175,7 @@ function working(isOn) {
   byId('send').disabled = isOn;
   byId('stop').hidden = byId('progress').hidden = !isOn;
   byId('done').removeAttribute('value');
-  byId('rows').textContent = isOn ? 'sent, and read' : '';
+  byId('rows').textContent = isOn ? 'reading the first rows' : '';
 }
 
 async function labelFile(file) {
@@ -193,9 +215,13 @@ function showProgress(done, total, seconds) {
   byId('rows').textContent = `${count(done)} of ${count(total)} rows` + (seconds > 2 ? `, about ${Math.ceil(left)} s left` : '');
 }
 
-function offerColumns(names) {
-  byId('columns').replaceChildren(...names.map(o => { const res = document.createElement('option'); res.value = o; return res; }));
-  if (names.length) byId('column').focus();
+function offerColumns(names) {              // a button for each: pressed, the file is sent again
+  byId('columns').replaceChildren(...names.slice(0, 20).map(name => {
+    const button = element('button', 'plain', name);
+    button.type = 'button';
+    button.onclick = () => { byId('column').value = name; byId('form').requestSubmit(); };
+    return button;
+  }));
 }
 
 function offer(parts, rows, seconds) {
