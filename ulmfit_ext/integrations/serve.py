@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_serve', 'Limits', 'make_app', 'serve_model']
 
-# %% ../../nbs/41_integrations.serve.ipynb #b3021ede
+# %% ../../nbs/41_integrations.serve.ipynb #5429e75f
 import asyncio,csv,io,ipaddress,socket,tempfile,time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
 from urllib.parse import urlsplit
-from .. import __version__
+import ulmfit_ext
 from ..core import *
 from ..text.tables import *
 from ..text.write import *
@@ -23,14 +23,14 @@ from ..folder import *
 from ..ensemble import *
 from ..export import *
 
-# %% ../../nbs/41_integrations.serve.ipynb #04fcbb4e
+# %% ../../nbs/41_integrations.serve.ipynb #faa0d20d
 def check_serve():
     "Raise `UlmfitError` where the packages that `make_app` and `serve_model` need are not installed"
     try: import fastapi,uvicorn
     except ImportError as e:
         raise UlmfitError(f"the page needs fastapi and uvicorn, and {e.name} is not installed: pip install 'ulmfit_ext[serve]'") from None
 
-# %% ../../nbs/41_integrations.serve.ipynb #b06e28e2
+# %% ../../nbs/41_integrations.serve.ipynb #fb56cb76
 @dataclass
 class Limits:
     "How much one request may ask for"
@@ -40,7 +40,7 @@ class Limits:
     explained:int=5_000 # Characters of a text that is explained: that takes memory
     waiting:int=32      # Requests that wait for their turn
 
-# %% ../../nbs/41_integrations.serve.ipynb #dc080a92
+# %% ../../nbs/41_integrations.serve.ipynb #5b2743e5
 def _rounded(probs): return [round(o, 6) for o in probs.tolist()]
 
 def _answers(ens, texts):
@@ -51,7 +51,7 @@ def _answers(ens, texts):
     return [dict(label=l, confidence=c, probabilities=dict(zip(map(str, ens.classes), p)))
             for l,c,p in zip(label.tolist(), _rounded(confidence), probs)]
 
-# %% ../../nbs/41_integrations.serve.ipynb #79274f38
+# %% ../../nbs/41_integrations.serve.ipynb #a11bc114
 def _voices(ens, text):
     "The label of a text, and the probability of each class by voice"
     probs = ens.voices([text])
@@ -59,7 +59,7 @@ def _voices(ens, text):
     names = list(map(str, ens.classes))
     return dict(label=label, voices={voice: dict(zip(names, _rounded(p[0]))) for voice,p in probs.items()})
 
-# %% ../../nbs/41_integrations.serve.ipynb #49d01e36
+# %% ../../nbs/41_integrations.serve.ipynb #de3815cd
 def _explanation(ens, text, label):
     "A table with columns start, end and contribution to `label`, a row for each token; None where `ens` has no `explain`"
     try: import ulmfit_ext.explain
@@ -82,7 +82,7 @@ def _pieces(text, table):
     if at<len(text): res.append([text[at:], 0.])
     return [dict(text=o, contribution=v) for o,v in res]
 
-# %% ../../nbs/41_integrations.serve.ipynb #171ca244
+# %% ../../nbs/41_integrations.serve.ipynb #3f5cab33
 _kinds = 'csv','tsv','txt','json','jsonl'
 
 def _read_upload(name, data):
@@ -96,7 +96,7 @@ def _read_upload(name, data):
         try: return read_table(path)
         except UlmfitError as e: raise UlmfitError(str(e).replace(str(path), name)) from None
 
-# %% ../../nbs/41_integrations.serve.ipynb #7fc4ac19
+# %% ../../nbs/41_integrations.serve.ipynb #d9acff70
 class _NoColumn(UlmfitError):
     "The table has `columns`, and not the one that was asked for"
     def __init__(self, name, columns):
@@ -114,7 +114,7 @@ def _column_of(df, name, limits):
                               "shorten it, or start the server with a larger --max-chars")
     return name
 
-# %% ../../nbs/41_integrations.serve.ipynb #f1c36825
+# %% ../../nbs/41_integrations.serve.ipynb #45c65901
 def _parts(texts, most_chars=32_000, most=512):
     "Slices of the list `texts`, each of a few texts"
     begin,chars = 0,0
@@ -140,7 +140,7 @@ def _labelled(ens, df, col):
     for part in _parts(as_texts(df[col].tolist())):
         yield _as_csv(ens.predict_df(df[part], text_col=col, progress=False), delim, header=part.start==0)
 
-# %% ../../nbs/41_integrations.serve.ipynb #d9a2bfb2
+# %% ../../nbs/41_integrations.serve.ipynb #7983c7b3
 class _Turns:
     "Threads that compute, and a count of those who wait for them"
     def __init__(self, threads, waiting):
@@ -159,7 +159,7 @@ class _Turns:
             raise HTTPException(503, f'{self.n} requests wait for their turn already: try again in a moment', {'Retry-After': '2'})
         return await self.run(f, *args)
 
-# %% ../../nbs/41_integrations.serve.ipynb #b2f7e8eb
+# %% ../../nbs/41_integrations.serve.ipynb #0e827f7f
 _policy = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
 _headers = {'content-security-policy': _policy, 'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer',
@@ -200,7 +200,7 @@ class _Guard:
         app = self.app if reason is None else JSONResponse(dict(detail=reason[1]), reason[0])
         await app(scope, _receive, _send)
 
-# %% ../../nbs/41_integrations.serve.ipynb #bbfb0346
+# %% ../../nbs/41_integrations.serve.ipynb #f2766d30
 def _types(limits):
     "The types of requests and answers"
     from pydantic import BaseModel,Field
@@ -243,7 +243,7 @@ def _types(limits):
         detail:Annotated[str, Field(description='What was wrong, and what to do')]
     return SimpleNamespace(**locals())
 
-# %% ../../nbs/41_integrations.serve.ipynb #155be2a6
+# %% ../../nbs/41_integrations.serve.ipynb #689705ad
 def _say_errors(app):
     "Make each error an answer with a sentence as its `detail`"
     from fastapi.exceptions import RequestValidationError
@@ -259,7 +259,7 @@ def _say_errors(app):
         columns = dict(columns=e.columns) if isinstance(e, _NoColumn) else {}
         return JSONResponse(dict(detail=str(e), **columns), 422)
 
-# %% ../../nbs/41_integrations.serve.ipynb #e00db861
+# %% ../../nbs/41_integrations.serve.ipynb #8279fa2b
 _files = {'/': 'index.html', '/page.css': 'page.css', '/page.js': 'page.js', '/docs': 'docs.html', '/docs.js': 'docs.js'}
 _types_of = dict(html='text/html', css='text/css', js='text/javascript')
 
@@ -267,12 +267,12 @@ def _add_pages(app):
     "Answer with the files of the page"
     from fastapi import Response
     def _add(path, file):
-        content = (Path(__file__).parent/'page'/file).read_bytes()
+        content = (Path(ulmfit_ext.__file__).parent/'integrations'/'page'/file).read_bytes()
         async def _page(): return Response(content, media_type=_types_of[file.rpartition('.')[2]]+'; charset=utf-8')
         app.get(path, include_in_schema=False)(_page)
     for path,file in _files.items(): _add(path, file)
 
-# %% ../../nbs/41_integrations.serve.ipynb #e425eced
+# %% ../../nbs/41_integrations.serve.ipynb #e932844d
 def _timed(f, *args):
     "The dict that `f(*args)` gives, with the seconds that it took"
     began = time.perf_counter()
@@ -290,7 +290,7 @@ def _ask_for(path, body):
     "An example of a request, for the description"
     return {'x-example': f"curl SERVER{path} -H 'Content-Type: application/json' -d '{body}'"}
 
-# %% ../../nbs/41_integrations.serve.ipynb #89e1379d
+# %% ../../nbs/41_integrations.serve.ipynb #d0bc7bb3
 def _add_texts(app, ens, name, limits, types, problems):
     "Answer questions about texts"
     texts,one_by_one = _Turns(2, limits.waiting),_Turns(1, limits.waiting)
@@ -298,7 +298,7 @@ def _add_texts(app, ens, name, limits, types, problems):
     async def model() -> types.Model:
         "What the model is, and how much it may be asked."
         sizes = {o: getattr(limits, o) for o in ('chars','texts','mb','explained')}
-        return dict(name=name, classes=list(map(str, ens.classes)), several=ens.multi, limits=sizes, version=__version__)
+        return dict(name=name, classes=list(map(str, ens.classes)), several=ens.multi, limits=sizes, version=ulmfit_ext.__version__)
 
     @app.post('/api/predict', responses=problems, openapi_extra=_ask_for('/api/predict', '{"texts": ["A text", "Another"]}'))
     async def predict(body:types.Texts) -> types.Answers:
@@ -315,7 +315,7 @@ def _add_texts(app, ens, name, limits, types, problems):
         "Which pieces of a text speak for a class, and which against it."
         return await one_by_one.ask(_timed, _explain, ens, body.text, body.label)
 
-# %% ../../nbs/41_integrations.serve.ipynb #b15a632d
+# %% ../../nbs/41_integrations.serve.ipynb #536cf8e6
 def _add_files(app, ens, limits, problems):
     "Answer with a table, labelled"
     from fastapi import Query,Request
@@ -343,7 +343,7 @@ def _add_files(app, ens, limits, problems):
         return StreamingResponse(_rest(first, parts), media_type='text/csv; charset=utf-8',
                                  headers={'X-Rows': str(n), 'Content-Disposition': 'attachment; filename="labelled.csv"'})
 
-# %% ../../nbs/41_integrations.serve.ipynb #cb0e4093
+# %% ../../nbs/41_integrations.serve.ipynb #fb9ff0dd
 def make_app(
     ens:BidirEnsemble, # What answers
     name:str='ulmfit', # What the page calls it
@@ -354,7 +354,7 @@ def make_app(
     check_serve()
     from fastapi import FastAPI
     limits = limits or Limits()
-    app,types = FastAPI(title=name, version=__version__, docs_url=None, redoc_url=None),_types(limits)
+    app,types = FastAPI(title=name, version=ulmfit_ext.__version__, docs_url=None, redoc_url=None),_types(limits)
     problems  = {status: dict(model=types.Problem, description=what) for status,what in
                  {413: 'Too large', 422: 'Cannot be answered', 503: 'Too many wait'}.items()}
     app.add_middleware(_Guard, hosts=hosts, limits=limits)
@@ -364,7 +364,7 @@ def make_app(
     _add_files(app, ens, limits, problems)
     return app
 
-# %% ../../nbs/41_integrations.serve.ipynb #3b5462c6
+# %% ../../nbs/41_integrations.serve.ipynb #874475c1
 @contextmanager
 def _listening(host, port):
     "A socket that listens"
@@ -384,7 +384,7 @@ def _is_loopback(host):
     try: return ipaddress.ip_address(host).is_loopback
     except ValueError: return host=='localhost'
 
-# %% ../../nbs/41_integrations.serve.ipynb #27200f10
+# %% ../../nbs/41_integrations.serve.ipynb #13f88952
 def serve_model(
     path, # Model folder
     host:str='127.0.0.1', # Address to listen on: this machine alone, or 0.0.0.0 for all that reach it

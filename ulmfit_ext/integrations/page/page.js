@@ -229,7 +229,7 @@ function offer(parts, rows, seconds) {
   if (link.href) URL.revokeObjectURL(link.href);
   link.href = URL.createObjectURL(new Blob(parts, {type: 'text/csv'}));
   link.download = byId('file').files[0].name.replace(/\.[^.]*$/, '') + '-labelled.csv';
-  byId('summary').textContent = `${count(rows)} rows, in ${seconds.toFixed(1)} s`;
+  byId('summary').textContent = `${count(rows)} ${rows === 1 ? 'row' : 'rows'}, in ${seconds.toFixed(1)} s`;
   byId('result').hidden = false;
 }
 
