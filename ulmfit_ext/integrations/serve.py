@@ -173,7 +173,8 @@ class _Guard:
     def refusal(self, headers):
         "A status and a reason; None where there is none"
         name = urlsplit('//'+headers.get('host', '')).hostname
-        if self.hosts is not None and name not in self.hosts: return 421,f'This server is called {self.hosts[0]}, and was asked as {shown(name)}'
+        if self.hosts is not None and name not in self.hosts:
+            return 421,f'This server is called {self.hosts[0]}, and was asked as {shown(name)}'
         if headers.get('sec-fetch-site')=='cross-site': return 403,'Another page may not ask this server'
         size = headers.get('content-length', '0')
         if not size.isdecimal() or int(size)>self.limits.mb*1e6: return 413,self.too_much
@@ -237,7 +238,8 @@ def _types(limits):
         name:str
         classes:list[str]
         several:Annotated[bool, Field(description='Can a text have several labels?')]
-        limits:Annotated[dict[str,int], Field(description='Characters of a text, also of one that is explained; texts and megabytes of a request')]
+        limits:Annotated[dict[str,int], Field(description='Characters of a text, and of one that is explained; texts and '
+                                                          'megabytes of a request')]
         version:Annotated[str, Field(description='Of ulmfit_ext')]
     class Problem(BaseModel):
         detail:Annotated[str, Field(description='What was wrong, and what to do')]
