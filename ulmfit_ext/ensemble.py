@@ -451,3 +451,10 @@ def save(self:BidirEnsemble,
 ): # The folder
     "Save the ensemble as a model folder: `save_ulmfit`"
     return write_models(list(self.models.values()), path, self.words, self.mixture)
+
+@patch
+def to_onnx(self:BidirEnsemble,
+    path, # Folder to write; one that `to_onnx` wrote is replaced when the new one is complete
+): # The folder
+    "Save all voices for `load_onnx`, which needs no PyTorch. Raises `UlmfitError` as `TextModel.to_onnx` does"
+    return write_onnx(list(self.models.values()), path, self.words, self.mixture)
