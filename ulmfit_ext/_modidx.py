@@ -863,6 +863,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ulmfit_ext.graph._add_pooling': ('graph.html#_add_pooling', 'ulmfit_ext/graph.py'),
                                   'ulmfit_ext.graph._gates': ('graph.html#_gates', 'ulmfit_ext/graph.py'),
                                   'ulmfit_ext.graph._numbers': ('graph.html#_numbers', 'ulmfit_ext/graph.py'),
+                                  'ulmfit_ext.graph._rounded': ('graph.html#_rounded', 'ulmfit_ext/graph.py'),
                                   'ulmfit_ext.graph.onnx_graph': ('graph.html#onnx_graph', 'ulmfit_ext/graph.py')},
             'ulmfit_ext.lm': { 'ulmfit_ext.lm.LMTraining': ('lm.html#lmtraining', 'ulmfit_ext/lm.py'),
                                'ulmfit_ext.lm.LMTraining.__init__': ('lm.html#lmtraining.__init__', 'ulmfit_ext/lm.py'),

@@ -455,6 +455,7 @@ def save(self:BidirEnsemble,
 @patch
 def to_onnx(self:BidirEnsemble,
     path, # Folder to write; one that `to_onnx` wrote is replaced when the new one is complete
+    int8:bool=False, # The LSTMs in 8-bit integers?
 ): # The folder
     "Save all voices for `load_onnx`, which needs no PyTorch. Raises `UlmfitError` as `TextModel.to_onnx` does"
-    return write_onnx(list(self.models.values()), path, self.words, self.mixture)
+    return write_onnx(list(self.models.values()), path, self.words, self.mixture, int8)

@@ -45,14 +45,25 @@ def _gates(t):
     i,f,z,o = np.split(_numbers(t), 4)
     return np.concatenate([i,o,f,z])[None]
 
-def _add_layer(g, l, x, w_ih, w_hh, b_ih, b_hh):
+# %% ../nbs/31_graph.ipynb #d12ef627
+def _rounded(w):
+    "The matrix `w` (1, 4*n_out, n_in) as 7-bit integers (1, n_in, 4*n_out), and a scale for each row"
+    scale = np.maximum(np.abs(w).max(-1), 1e-9)/63
+    return np.round(w/scale[...,None]).astype(np.int8).transpose(0, 2, 1),scale
+
+def _add_layer(g, l, x, w_ih, w_hh, b_ih, b_hh, int8):
     "LSTM layer `l`, which reads `x` (steps, rows, n_in); the name of its outputs (steps, rows, n_out)"
-    n_out = w_hh.shape[1]
-    wgts  = [g.const(f'w{l}', _gates(w_ih)), g.const(f'r{l}', _gates(w_hh)), g.const(f'b{l}', np.concatenate([_gates(b_ih),_gates(b_hh)], 1))]
+    n_out,wgts,scales = w_hh.shape[1],[_gates(w_ih),_gates(w_hh)],[]
+    if int8:
+        wgts,scales = zip(*map(_rounded, wgts))
+        scales = ['', *[o for k,s in zip('wr', scales) for o in (g.const(f'{k}_scale{l}', s), g.const(f'{k}_zero{l}', np.zeros(s.shape, np.int8)))]]
+    bias  = g.const(f'b{l}', np.concatenate([_gates(b_ih),_gates(b_hh)], 1))
+    names = [g.const(f'w{l}', wgts[0]), g.const(f'r{l}', wgts[1]), bias, 'n', f'h{l}', f'c{l}', *scales]
     for name in (f'h{l}',f'c{l}'):
         g.takes(name, 1, 'rows', n_out)
         g.gives(f'{name}_', 1, 'rows', n_out)
-    g.add('LSTM', [x, *wgts, 'n', f'h{l}', f'c{l}'], [f'y{l}', f'h{l}_', f'c{l}_'], hidden_size=n_out)
+    kind = dict(op='DynamicQuantizeLSTM', domain='com.microsoft') if int8 else dict(op='LSTM')
+    g.add(inputs=[x, *names], outputs=[f'y{l}', f'h{l}_', f'c{l}_'], hidden_size=n_out, **kind)
     return g.add('Squeeze', [f'y{l}', 'axis_1'], f'x{l+1}') # of (steps, directions, rows, n_out)
 
 # %% ../nbs/31_graph.ipynb #389d0be7
@@ -90,6 +101,7 @@ def _add_head(g, x, layers):
 # %% ../nbs/31_graph.ipynb #e1f043bb
 def onnx_graph(
     module, # fastai's text classifier in `eval` mode, or what `build_module` made: an encoder and a head
+    int8:bool=False, # The LSTMs in 8-bit integers?
 ) -> bytes: # What a file `*.onnx` holds
     "A classifier of one direction as an ONNX graph that reads a chunk. Raises `UlmfitError` where onnx is missing, or the head is another one"
     enc,head = module
@@ -100,8 +112,9 @@ def onnx_graph(
     g.takes('n', 'rows', dtype='INT32')
     layers = layer_weights(weights)
     x = g.add('Gather', [g.const('embedding', _numbers(weights['encoder.weight'])), 'ids'], 'x0')
-    for l,ws in enumerate(layers): x = _add_layer(g, l, x, *ws)
+    for l,ws in enumerate(layers): x = _add_layer(g, l, x, *ws, int8)
     pooled = _add_pooling(g, x, f'h{len(layers)-1}_', weights['encoder.weight'].shape[1])
     g.gives('logits', 'rows', _add_head(g, pooled, head.layers))
     graph = g.onnx.make_graph(g.nodes, 'ulmfit_ext classifier', g.inputs, g.outputs, g.constants)
-    return g.onnx.make_model(graph, opset_imports=[g.onnx.make_opsetid('', 17)], ir_version=8).SerializeToString()
+    opsets = [g.onnx.make_opsetid(*o) for o in [('', 17), ('com.microsoft', 1)][:1+int8]]
+    return g.onnx.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()

@@ -42,7 +42,7 @@ class _Direction:
         return logits,dict(zip(known, after))
 
 # %% ../nbs/37_runtime.ipynb #9c06fb87
-_steps,_rows = 70,64 # of a chunk: 80 MB at the paper's size
+_steps,_rows = 70,16 # of a chunk: 20 MB at the paper's size
 
 def _read_rows(direction, docs):
     "Read `docs`, the longest first, side by side. Yields where the texts that end stand, and their outputs"
@@ -57,12 +57,12 @@ def _read_rows(direction, docs):
         yield slice(stay, len(lens)),logits[stay:]
         lens,known = lens[:stay],{k: o[...,:stay,:] for k,o in known.items()}
 
-def _read_all(direction, docs, n_classes):
+def _read_all(direction, docs, n_classes, n_rows):
     "The outputs (texts, classes) of `docs`, arrays of ids in the direction in which the graph reads"
     res   = np.zeros((len(docs), n_classes), np.float32)
     order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))
-    for begin in range(0, len(docs), _rows):
-        at = np.array(order[begin:begin+_rows])
+    for begin in range(0, len(docs), n_rows):
+        at = np.array(order[begin:begin+n_rows])
         for rows,logits in _read_rows(direction, [docs[i] for i in at]): res[at[rows]] = logits
     if (np.abs(res)<1e30).all(): return res
     raise UlmfitError("What the model says of these texts is no number: its weights are damaged. Copy it again")
@@ -98,7 +98,7 @@ class OnnxClassifier:
         self.classes,self.multi = config['classes'],config['multi']
         self.thresh  = 0.5 if config['thresh'] is None else np.asarray(config['thresh'])
         self.values  = config.get('label_values') or self.classes # labels as they were given: numbers, booleans or strings
-        self.mixture = config.get('mixture')
+        self.mixture,self.n_rows = config.get('mixture'),1 if config['int8'] else _rows
 
     def __repr__(self):
         voices = ' and '.join([*self.directions, *([] if self.words is None else ['words'])])
@@ -112,7 +112,8 @@ class OnnxClassifier:
         outs,vocab = {},self.processor.vocab
         if self.words is not None: outs['words'] = self.words.logits([[vocab[i] for i in o] for o in docs])
         for way,direction in self.directions.items():
-            outs[way] = _read_all(direction, [o[::-1] for o in docs] if way=='backward' else docs, len(self.classes))
+            ids = [o[::-1] for o in docs] if way=='backward' else docs
+            outs[way] = _read_all(direction, ids, len(self.classes), self.n_rows)
         return _together(outs, self.mixture, self.multi)
 
     def __call__(self,
