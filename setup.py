@@ -14,6 +14,6 @@ setup(
     classifiers=[f'Programming Language :: Python :: {o}' for o in cfg['tested_pythons'].split()],
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=[lib, f'{lib}.*']), include_package_data=True, zip_safe=False,
-    install_requires=cfg['requirements'].split(), extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev','subwords')},
+    install_requires=cfg['requirements'].split(), extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev','subwords','onnx','runtime')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},
 )

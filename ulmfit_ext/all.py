@@ -32,15 +32,18 @@ from .checkpoint import *
 from .lm import *
 from .classifier import *
 from .recipe import *
+from .counts import *
 from .words import *
 from .mixture import *
 from .scores import *
 from .folder import *
 from .reader import *
+from .graph import *
 from .model import *
 from .predict import *
 from .ensemble import *
 from .export import *
+from .runtime import *
 from .pipeline import *
 
 # %% ../nbs/43_all.ipynb #8f9141ec
