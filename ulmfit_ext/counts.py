@@ -75,7 +75,7 @@ class CountedWords:
         "Outputs before softmax or sigmoid"
         terms,counts,starts = count_terms(texts, self.lowercase, self.number)
         x,parts = weigh_terms(terms, counts, starts, self.idf),[slice(*o) for o in zip(starts, starts[1:])]
-        return np.array([x[o]@self.coef[terms[o]] for o in parts]).reshape(len(parts), -1) + self.bias
+        return np.array([x[o]@self.coef[terms[o]] for o in parts]).reshape(len(parts), len(self.bias)) + self.bias
 
     def save(self,
         folder, # A folder that is there
