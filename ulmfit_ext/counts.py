@@ -6,11 +6,12 @@
 __all__ = ['terms_of', 'count_terms', 'weigh_terms', 'CountedWords']
 
 # %% ../nbs/24_counts.ipynb #35fd3e36
-import json,re
+import json,re,zipfile,zlib
 from collections import Counter
 from pathlib import Path
 import numpy as np
 from .core import *
+from .core import patch
 
 # %% ../nbs/24_counts.ipynb #57e44139
 _re_word = re.compile(r'\w+|[^\w\s]')
@@ -67,7 +68,8 @@ class CountedWords:
         self.idf,self.coef,self.bias = [np.asarray(o, np.float64) for o in (idf,coef,bias)]
         n,k = len(self.number),len(self.bias)
         if self.idf.shape!=(n,) or self.coef.shape!=(n,k): raise ValueError('terms and numbers do not belong together')
-        if not all(np.isfinite(o).all() for o in (self.idf,self.coef,self.bias)) or (self.idf<=0).any(): raise ValueError('wrong numbers')
+        finite = all(np.isfinite(o).all() for o in (self.idf,self.coef,self.bias))
+        if not finite or (self.idf<=0).any(): raise ValueError('a number is not finite, or a frequency not above 0')
 
     def logits(self,
         texts, # Lists of tokens, or strings, as it was trained with
@@ -77,20 +79,24 @@ class CountedWords:
         x,parts = weigh_terms(terms, counts, starts, self.idf),[slice(*o) for o in zip(starts, starts[1:])]
         return np.array([x[o]@self.coef[terms[o]] for o in parts]).reshape(len(parts), len(self.bias)) + self.bias
 
-    def save(self,
-        folder, # A folder that is there
-    ):
-        "Write `words.json` and `words.npz` to `folder`"
-        file = Path(folder)/'words.json'
-        with atomic_write(file) as tmp:
-            tmp.write_text(json.dumps(dict(terms=list(self.number), lowercase=self.lowercase)), encoding='utf-8')
-        arrays = {k: getattr(self, k).astype(np.float32) for k in ('idf','coef','bias')}
-        with atomic_write(file.with_suffix('.npz')) as tmp: np.savez(tmp, **arrays)
+# %% ../nbs/24_counts.ipynb #bee8965f
+@patch
+def save(self:CountedWords,
+    folder, # A folder that is there
+):
+    "Write `words.json` and `words.npz` to `folder`"
+    file,said = Path(folder)/'words.json',dict(terms=list(self.number), lowercase=self.lowercase)
+    with atomic_write(file) as tmp: tmp.write_text(json.dumps(said), encoding='utf-8')
+    arrays = {k: getattr(self, k).astype(np.float32) for k in ('idf','coef','bias')}
+    with atomic_write(file.with_suffix('.npz')) as tmp: np.savez(tmp, **arrays)
 
-    @classmethod
-    def load(cls,
-        folder, # Where `save` wrote
-    ) -> 'CountedWords':
-        "Read it back, without running code. What is wrong with the files is a `ValueError`, or what `unreadable` of `text.tokens` names"
-        said = load_json(Path(folder)/'words.json', 2**25)
-        with np.load(Path(folder)/'words.npz', allow_pickle=False) as d: return cls(said['terms'], said['lowercase'], d['idf'], d['coef'], d['bias'])
+@patch
+def load(cls:CountedWords,
+    folder, # Where `save` wrote
+) -> CountedWords:
+    "Read it back, without running code. Raises `ValueError` where the files do not hold what `save` wrote"
+    said = load_json(Path(folder)/'words.json', 2**25)
+    try:
+        with np.load(plain_file(Path(folder)/'words.npz'), allow_pickle=False) as d: arrays = {k: d[k] for k in ('idf','coef','bias')}
+    except (EOFError,zipfile.BadZipFile,zlib.error) as e: raise ValueError(f'words.npz cannot be read: {e}') from None
+    return CountedWords(said['terms'], said['lowercase'], **arrays)

@@ -56,7 +56,8 @@ def _add_layer(g, l, x, w_ih, w_hh, b_ih, b_hh, int8):
     n_out,wgts,scales = w_hh.shape[1],[_gates(w_ih),_gates(w_hh)],[]
     if int8:
         wgts,scales = zip(*map(_rounded, wgts))
-        scales = ['', *[o for k,s in zip('wr', scales) for o in (g.const(f'{k}_scale{l}', s), g.const(f'{k}_zero{l}', np.zeros(s.shape, np.int8)))]]
+        zeros  = g.const(f'zero_points{l}', np.zeros(scales[0].shape, np.int8))
+        scales = ['', g.const(f'w_scale{l}', scales[0]), zeros, g.const(f'r_scale{l}', scales[1]), zeros]
     bias  = g.const(f'b{l}', np.concatenate([_gates(b_ih),_gates(b_hh)], 1))
     names = [g.const(f'w{l}', wgts[0]), g.const(f'r{l}', wgts[1]), bias, 'n', f'h{l}', f'c{l}', *scales]
     for name in (f'h{l}',f'c{l}'):
@@ -74,7 +75,8 @@ def _add_pooling(g, out, last, emb_sz):
         g.gives(f'{name}_', 'rows', emb_sz)
     g.takes('read', 'rows', 1)
     n_steps = g.add('Squeeze', [g.add('Shape', ['ids'], 'n_steps', end=1), 'axis_0'], 'steps')
-    step    = g.add('Unsqueeze', [g.add('Range', [g.const('zero', np.int64(0)), n_steps, g.const('one', np.int64(1))], 'range'), 'axis_1'], 'step')
+    range_  = g.add('Range', [g.const('zero', np.int64(0)), n_steps, g.const('one', np.int64(1))], 'range')
+    step    = g.add('Unsqueeze', [range_, 'axis_1'], 'step')
     past    = g.add('GreaterOrEqual', [step, g.add('Cast', ['n'], 'n_long', to=7)], 'past')    # (steps, rows); 7 is int64
     past    = g.add('Unsqueeze', [past, g.const('axis_2', np.array([2]))], 'padding')          # (steps, rows, 1)
     zeroed  = g.add('Where', [past, g.const('nothing', np.float32(0)), out], 'zeroed')

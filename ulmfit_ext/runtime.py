@@ -38,7 +38,8 @@ class _Direction:
     def read(self, ids, n, read, known):
         "Outputs (rows, classes), and what is known after `ids` (steps, rows): `n` (rows,) words of each row, `read` (rows,) with those before"
         inputs = dict(ids=ids, n=n.astype(np.int32), read=read[:,None].astype(np.float32), **known)
-        logits,*after = self.session.run(['logits', *[f'{k}_' for k in known]], inputs)
+        try: logits,*after = self.session.run(['logits', *[f'{k}_' for k in known]], inputs)
+        except Exception as e: raise UlmfitError(f"the graph of the model fails ({shown(e, 120)}): copy the model again") from e
         return logits,dict(zip(known, after))
 
 # %% ../nbs/37_runtime.ipynb #9c06fb87
