@@ -37,7 +37,7 @@ def required(onnx):
     cfg.read(Path(__file__).parent.parent/'settings.ini', encoding='utf-8')
     return cfg['DEFAULT']['requirements'].split()
 
-def cold(path, onnx, n=5):
+def cold(path, onnx, n=3):
     "Processor time and time by the clock of loading and one prediction, in a new process each; the least of `n`; what was imported"
     code = ask.format(module='runtime', load='load_onnx') if onnx else ask.format(module='export', load='load_ulmfit')
     runs = []
