@@ -1,4 +1,7 @@
-"""What a model costs that only answers: `python benchmarks/cold.py MODEL` with PyTorch, `env/bin/python benchmarks/cold.py FOLDER` without
+"""What a model costs that only answers
+
+    python benchmarks/cold.py MODEL             # with PyTorch
+    env/bin/python benchmarks/cold.py FOLDER    # without
 
 FOLDER is what `to_onnx` wrote, and `env` an environment of `pip install onnxruntime spacy numpy`, with this package on PYTHONPATH."""
 import os,re,subprocess,sys
@@ -38,11 +41,12 @@ def required(onnx):
     return cfg['DEFAULT']['requirements'].split()
 
 def cold(path, onnx, n=3):
-    "Processor time and time by the clock of loading and one prediction, in a new process each; the least of `n`; what was imported"
-    code = ask.format(module='runtime', load='load_onnx') if onnx else ask.format(module='export', load='load_ulmfit')
+    "The least processor time and time by the clock, of `n`, that loading and one prediction take in a new process; what was imported"
+    module,load = ('runtime','load_onnx') if onnx else ('export','load_ulmfit')
+    code,cmd = ask.format(module=module, load=load),[sys.executable, '-W', 'ignore', '-c']
     runs = []
     for _ in range(n):
-        out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, path], check=True, capture_output=True, text=True).stdout
+        out = subprocess.run([*cmd, code, path], check=True, capture_output=True, text=True).stdout
         times,modules = out.split('\n')[-3:-1]
         runs.append([*map(float, times.split())])
     return min(o[0] for o in runs),min(o[1] for o in runs),modules
@@ -52,5 +56,6 @@ if __name__=='__main__':
     onnx = any(path.glob('*.onnx'))
     sizes = needed(required(onnx))
     cpu,wall,modules = cold(path, onnx)
-    print(f"{'load_onnx' if onnx else 'load_ulmfit'}: {len(sizes)} packages, {sum(sizes.values())/1e6:,.0f} MB; load and first prediction "
-          f"{cpu:.2f} s of processor time, {wall:.2f} s by the clock; imported: {modules or 'neither torch, nor fastai, nor pandas'}")
+    print(f"{'load_onnx' if onnx else 'load_ulmfit'}: {len(sizes)} packages, {sum(sizes.values())/1e6:,.0f} MB; "
+          f"load and first prediction {cpu:.2f} s of processor time, {wall:.2f} s by the clock; "
+          f"imported: {modules or 'neither torch, nor fastai, nor pandas'}")

@@ -105,7 +105,7 @@ def onnx_graph(
     module, # fastai's text classifier in `eval` mode, or what `build_module` made: an encoder and a head
     int8:bool=False, # The LSTMs in 8-bit integers?
 ) -> bytes: # What a file `*.onnx` holds
-    "A classifier of one direction as an ONNX graph that reads a chunk. Raises `UlmfitError` where onnx is missing, or the head is another one"
+    "A classifier of one direction as a graph that reads a chunk. Raises `UlmfitError` where onnx is missing, or the head is another one"
     enc,head = module
     weights  = enc.module.state_dict()
     g = _Graph()

@@ -36,7 +36,7 @@ class _Direction:
         return {k: np.full(o, -np.inf if k=='max' else 0, np.float32) for k,o in shapes.items()}
 
     def read(self, ids, n, read, known):
-        "Outputs (rows, classes), and what is known after `ids` (steps, rows): `n` (rows,) words of each row, `read` (rows,) with those before"
+        "Outputs (rows, classes), and what is known after `ids` (steps, rows): `n` (rows,) words of each, `read` (rows,) in all"
         inputs = dict(ids=ids, n=n.astype(np.int32), read=read[:,None].astype(np.float32), **known)
         try: logits,*after = self.session.run(['logits', *[f'{k}_' for k in known]], inputs)
         except Exception as e: raise UlmfitError(f"the graph of the model fails ({shown(e, 120)}): copy the model again") from e
@@ -145,7 +145,7 @@ def load_onnx(
     path, # Folder that `to_onnx` wrote
     threads:int=None, # To compute with; None: one a processor core
 ) -> OnnxClassifier: # Ready for `predict`, or to be called with texts
-    "Load a classifier, without PyTorch. Raises `UlmfitError` where `path` is no such model, incomplete or damaged, or onnxruntime is missing"
+    "Load a classifier, without PyTorch. Raises `UlmfitError` where `path` is no such model or damaged, or onnxruntime is missing"
     path   = as_path(path)
     config = read_config(path, 'onnx')
     with naming_damage(path):
