@@ -8,6 +8,7 @@ __all__ = ['OnnxClassifier', 'load_onnx']
 # %% ../nbs/37_runtime.ipynb #028b696a
 import numpy as np
 from .core import *
+from .core import patch
 from .text.tokens import *
 from .counts import *
 from .folder import *
@@ -124,21 +125,24 @@ class OnnxClassifier:
         logits = self.logits(texts)
         return np.exp(_log_sigmoid(logits) if self.multi else _log_softmax(logits))
 
-    def labels(self,
-        probs, # What a call gave
-    ) -> list: # A label for each text; where a text can have several, a list of them for each
-        "The most likely label, or each that is likely enough, as they were in the training"
-        if not self.multi: return [self.values[i] for i in probs.argmax(-1)]
-        return [[c for c,on in zip(self.values, row) if on] for row in probs>self.thresh]
+# %% ../nbs/37_runtime.ipynb #fa917f6a
+@patch
+def labels(self:OnnxClassifier,
+    probs, # What a call gave
+) -> list: # A label for each text; where a text can have several, a list of them for each
+    "The most likely label, or each that is likely enough, as they were in the training"
+    if not self.multi: return [self.values[i] for i in probs.argmax(-1)]
+    return [[c for c,on in zip(self.values, row) if on] for row in probs>self.thresh]
 
-    def predict(self,
-        text:str, # A raw text
-    ) -> tuple: # Label (with several labels a list of them), and probabilities of the classes
-        "The label of one text. Raises `UlmfitError` if `text` is not a string"
-        if not isinstance(text, str):
-            raise UlmfitError(f"predict takes one text, and this is a {type(text).__name__}: for many call the classifier, and `labels`")
-        probs = self([text])
-        return self.labels(probs)[0],probs[0]
+@patch
+def predict(self:OnnxClassifier,
+    text:str, # A raw text
+) -> tuple: # Label (with several labels a list of them), and probabilities of the classes
+    "The label of one text. Raises `UlmfitError` if `text` is not a string"
+    if not isinstance(text, str):
+        raise UlmfitError(f"predict takes one text, and this is a {type(text).__name__}: for many call the classifier, and `labels`")
+    probs = self([text])
+    return self.labels(probs)[0],probs[0]
 
 # %% ../nbs/37_runtime.ipynb #fbdceb29
 def load_onnx(
