@@ -180,8 +180,9 @@ def run(self:FileLabeller,
     "Label, and write the answers. Raises `UlmfitError` before the first text where something is wrong"
     delim = ens.delim(label_delim) or ','
     if ens.multi: check_delim(self.out, ens.classes, delim, self.to)
-    columns,total = self._look(ens)
     with kept_table(self.out, {**self._about(ens), 'separator': delim}) if self.can_go_on else _plain(self) as table:
+        self.look = table.facts.get('look') or self._look(ens)   # a run that goes on has looked before
+        columns,total = self.look
         if table.rows: warnings.warn(f"{table.rows:,} texts were labelled before: this run goes on there", stacklevel=2)
         meter = _Meter(meter, table.rows, total)
         try: self._label(ens, table, columns, delim, meter)
@@ -208,7 +209,7 @@ def _label(self:FileLabeller, ens, table, columns, delim, meter):
         answers = ens.predict_df(df, text_col=self.text_col, progress=False, at_least=self.at_least, notes=True)
         noted = [o if isinstance(o, str) else None for o in answers.iloc[:,-1]]
         count_notes(noted, self.counts, table.rows)
-        table.add(answers if self.notes else answers.iloc[:,:-1], delim, counts=self.counts)
+        table.add(answers if self.notes else answers.iloc[:,:-1], delim, counts=self.counts, look=self.look)
         meter.show(table.rows)
 
 @patch
