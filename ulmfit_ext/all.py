@@ -33,11 +33,13 @@ from .checkpoint import *
 from .lm import *
 from .classifier import *
 from .recipe import *
+from .counts import *
 from .words import *
 from .mixture import *
 from .scores import *
 from .folder import *
 from .reader import *
+from .graph import *
 from .model import *
 from .labelled import *
 from .predict import *
@@ -48,6 +50,7 @@ from .earlier import *
 from .report import *
 from .explain import *
 from .labelling import *
+from .runtime import *
 from .pipeline import *
 from .integrations.sklearn import *
 

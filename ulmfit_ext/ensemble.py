@@ -237,6 +237,16 @@ def get_preds(self:BidirEnsemble,
     outs,targs = self._outputs(ds_idx, dl, texts, progress)
     return self.first.probabilities(_answer(self, outs)), targs
 
+# %% ../nbs/33_ensemble.ipynb #4e458478
+@patch
+def voices(self:BidirEnsemble,
+    texts, # Raw texts: a list, a Series, any iterable of `str`
+    progress:bool=False, # Show a bar if there are many texts?
+) -> dict: # Probabilities, shape (texts, classes), by the names of the rows of `validate`
+    "What each voice says, both directions, and all together; the last is what `get_preds` gives"
+    outs,_ = self._outputs(texts=texts, progress=progress)
+    return {name: self.first.probabilities(o) for name,o in together(outs, self.mixture, self.multi).items()}
+
 # %% ../nbs/33_ensemble.ipynb #7d393572
 Answers = namedtuple('Answers', 'outs targs')
 
@@ -440,3 +450,11 @@ def save(self:BidirEnsemble,
 ): # The folder
     "Save the ensemble as a model folder: `save_ulmfit`"
     return write_models(list(self.models.values()), path, self.words, self.mixture)
+
+@patch
+def to_onnx(self:BidirEnsemble,
+    path, # Folder to write; one that `to_onnx` wrote is replaced when the new one is complete
+    int8:bool=False, # The LSTMs in 8-bit integers?
+): # The folder
+    "Save all voices for `load_onnx`, which needs no PyTorch. Raises `UlmfitError` as `TextModel.to_onnx` does"
+    return write_onnx(list(self.models.values()), path, self.words, self.mixture, int8)

@@ -8,20 +8,39 @@ __all__ = ['model_files', 'read_config', 'check_config', 'model_folder', 'check_
 
 # %% ../nbs/29_folder.ipynb #0ef95a47
 import json,os,shutil
+from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
 import ulmfit_ext
 from .core import *
 
 # %% ../nbs/29_folder.ipynb #e3736235
-_kind,_format = 'ulmfit_ext classifier',2 # a folder without counted words is of format 1, as it always was
-_sides = ['fwd','bwd']
-_word_files = ['words.json', 'words.safetensors']
-_said = 'kind format ulmfit_ext classes multi loss thresh processor models mixture sha256'.split() # in what earlier versions wrote
-model_files = ['config.json', 'vocab.json', *[f'{side}.safetensors' for side in _sides], *_word_files]
+_Kind  = namedtuple('_Kind', 'name made_by read_by suffix numbers')
+_kinds = dict(
+    torch=_Kind('ulmfit_ext classifier', 'save', 'load_ulmfit', 'safetensors', 'words.safetensors'),
+    onnx=_Kind('ulmfit_ext ONNX classifier', 'to_onnx', 'load_onnx', 'onnx', 'words.npz'))
+_format = 2 # a folder without counted words is of format 1, as it always was
+_sides  = ['fwd','bwd']
+_said   = 'kind format ulmfit_ext classes multi loss thresh processor models mixture sha256'.split() # in what earlier versions wrote
 
+def _word_files(kind): return ['words.json', _kinds[kind].numbers]
+def model_files(
+    kind:str='torch', # As for `read_config`
+) -> list:
+    "Names of all files that a model folder may hold"
+    return ['config.json', 'vocab.json', *[f'{side}.{_kinds[kind].suffix}' for side in _sides], *_word_files(kind)]
+
+def _wrong_kind(path, kind, found):
+    "The error for a folder that is of the kind `found`"
+    for o in _kinds.values():
+        if found==o.name: return UlmfitError(f"{path} is what `{o.made_by}` made: read it with `{o.read_by}`")
+    says = f'says it is an {found}' if found else 'is something else'
+    return UlmfitError(f"{path} is not a classifier: its config.json {says}. Give the folder that `{_kinds[kind].made_by}` made")
+
+# %% ../nbs/29_folder.ipynb #e0aafbca
 def read_config(
     path:Path, # Folder of a model
+    kind:str='torch', # 'torch', or 'onnx' for what `to_onnx` makes
 ) -> dict:
     "What `config.json` says. Raises `UlmfitError` where there is none, or it is of another kind or of a newer format"
     file = path/'config.json'
@@ -30,11 +49,9 @@ def read_config(
         raise UlmfitError(f"There is no folder {path}: check the path")
     try: config = load_json(file)
     except FileNotFoundError:
-        raise UlmfitError(f"{path} is not a model: it has no config.json. Give the folder that `save` made") from None
-    kind = config.get('kind') if isinstance(config, dict) else None
-    if kind!=_kind:
-        says = f'says it is an {kind}' if kind else 'is something else'
-        raise UlmfitError(f"{path} is not a classifier: its config.json {says}. Give the folder that `save` made")
+        raise UlmfitError(f"{path} is not a model: it has no config.json. Give the folder that `{_kinds[kind].made_by}` made") from None
+    found = config.get('kind') if isinstance(config, dict) else None
+    if found!=_kinds[kind].name: raise _wrong_kind(path, kind, found)
     fmt = config.get('format')
     if type(fmt) is not int or fmt>_format:
         raise UlmfitError(f"{path} is a model of format {fmt!r}, and this version of ulmfit_ext ({ulmfit_ext.__version__}) "
@@ -78,17 +95,18 @@ def _new_folder(path):
 # %% ../nbs/29_folder.ipynb #234398ab
 def check_place(
     path:Path, # Where a model is to be saved
+    kind:str='torch', # As for `read_config`
 ):
     "Raise an `UlmfitError` unless `path` is free, or a model to be replaced"
     if not path.exists(): return
     if not path.is_dir(): raise UlmfitError(f"{path} is a file, and a model is a folder: give another path")
     names = {o.name for o in path.iterdir()}
-    others = sorted(names-{*model_files, '.DS_Store'})
+    others = sorted(names-{*model_files(kind), '.DS_Store'})
     if others:
         raise UlmfitError(f"{path} holds {listing(others)}, which is no part of a model and would be lost: "
                           "save to another folder")
-    if not names&set(model_files): return
-    try: read_config(path)
+    if not names&set(model_files(kind)): return
+    try: read_config(path, kind)
     except UlmfitError as e:
         raise UlmfitError(f"{path} is not empty, and what is there is not replaced: {e}. "
                           "Or delete it, or give another path") from None
@@ -100,20 +118,22 @@ def write_folder(
     path, # Folder to write; a model that is there is replaced when the new one is complete
     config:dict, # What else `config.json` is to say
     vocab:list, # Words by id
-    modules:dict, # The module of each direction, by 'fwd' and 'bwd'
-    words=None, # A `BagOfWords` that goes with them; None: there is none
+    modules:dict, # The module of each direction, by 'fwd' and 'bwd'; for 'onnx' the bytes of its graph
+    words=None, # A `BagOfWords` that goes with them, for 'onnx' a `CountedWords`; None: there is none
+    kind:str='torch', # As for `read_config`
 ) -> Path: # The folder
     "Write a model. Raises `UlmfitError` where `path` cannot be written, or holds anything but a model"
     path = as_path(path).absolute()
-    head = dict(kind=_kind, format=1 if words is None else 2, ulmfit_ext=ulmfit_ext.__version__)
+    head = dict(kind=_kinds[kind].name, format=1 if words is None else 2, ulmfit_ext=ulmfit_ext.__version__)
     try:
         path = path.resolve()
-        check_place(path)
+        check_place(path, kind)
         with _new_folder(path) as tmp:
             (tmp/'vocab.json').write_text(json.dumps(vocab), encoding='utf-8')
             for side,module in modules.items():
-                file = tmp/f'{side}.safetensors'
-                save_weights(module, file)
+                file = tmp/f'{side}.{_kinds[kind].suffix}'
+                if isinstance(module, bytes): file.write_bytes(module)
+                else: save_weights(module, file)
                 shutil.copymode(tmp/'vocab.json', file) # safetensors lets nobody else read what it writes
             if words is not None: words.save(tmp)
             hashes = {o.name: _sha256(o) for o in sorted(tmp.iterdir())}
@@ -127,16 +147,17 @@ def write_folder(
 def check_files(
     path:Path, # Folder of a model
     config:dict, # What `read_config` gave
+    kind:str='torch', # As for `read_config`
 ):
     "Raise `UlmfitError` unless the files in `path` are those that were saved"
     file,hashes,sides = path/'config.json',config['sha256'],set(config['models'])
     for name,h in hashes.items():
-        if name not in model_files: raise UlmfitError(f"{file} is damaged: it speaks of a file {shown(repr(name))}. Copy the model again")
+        if name not in model_files(kind): raise UlmfitError(f"{file} is damaged: it speaks of a file {shown(repr(name))}. Copy the model again")
         if not os.path.lexists(path/name): raise UlmfitError(f"{path} is not complete: {name} is missing. Copy the model again")
         if _sha256(path/name)!=h:
             raise UlmfitError(f"{path/name} is not the file that was saved: its hash differs. Copy the model again")
-    words = _word_files if config['format']>1 else []
-    lost  = {'vocab.json', *[f'{o}.safetensors' for o in sides], *words} - set(hashes)
+    words = _word_files(kind) if config['format']>1 else []
+    lost  = {'vocab.json', *[f'{o}.{_kinds[kind].suffix}' for o in sides], *words} - set(hashes)
     if lost or not sides or not sides<=set(_sides):
         raise UlmfitError(f"{file} is damaged: it does not say what the model consists of. Copy the model again")
 

@@ -62,6 +62,8 @@ _facts |= dict(
     max_vocab   = _Facts(library='max_vocab'),
     labels      = _Facts(least=2),
     out         = _Facts('PATH', letter='-o'),
+    host        = _Facts('ADDRESS'),
+    port        = _Facts(least=0, most=65535),
     path        = _Facts('FOLDER'),
     plot        = _Facts('FILE.png'),
     report      = _Facts('FILE.html'),

@@ -6,43 +6,13 @@
 __all__ = ['BagOfWords', 'learning_curve', 'next_doubling', 'held_out_logits', 'held_out_words']
 
 # %% ../nbs/24_words.ipynb #c7346625
-import json,math,re,warnings
-from collections import Counter
+import json,math,warnings
 from pathlib import Path
 import numpy as np,torch
 from torch.nn import functional as F
 from .core import *
 from .core import patch
-
-# %% ../nbs/24_words.ipynb #70d34080
-_re_word = re.compile(r'\w+|[^\w\s]')
-
-def _terms(text, lowercase):
-    "The words of `text`, a string or a list of tokens, and the pairs of neighbours"
-    if isinstance(text, (list,tuple)): words = [o.lower() for o in text] if lowercase else text
-    else:
-        text  = as_text(text)
-        words = _re_word.findall(text.lower() if lowercase else text)
-    return [*words, *[f'{a} {b}' for a,b in zip(words, words[1:])]]
-
-# %% ../nbs/24_words.ipynb #697919af
-def _count(texts, lowercase, number, learn=False):
-    "Numbers of the terms of each text, $1+\\log n$ for each, and where each text begins; with `learn` new terms get a `number`"
-    terms,counts,starts = [],[],[0]
-    for text in texts:
-        for term,n in Counter(_terms(text, lowercase)).items():
-            i = number.setdefault(term, len(number)) if learn else number.get(term)
-            if i is None: continue
-            terms.append(i)
-            counts.append(n)
-        starts.append(len(terms))
-    return np.array(terms, np.int64), 1+np.log(np.array(counts, np.float64)), np.array(starts)
-
-def _weigh(terms, counts, starts, idf):
-    "TF-IDF of each term, each text of length one"
-    x   = counts*idf[terms]
-    row = np.repeat(np.arange(len(starts)-1), np.diff(starts))
-    return x/np.sqrt(np.bincount(row, x*x, len(starts)-1))[row]
+from .counts import *
 
 # %% ../nbs/24_words.ipynb #76554e02
 class BagOfWords:
@@ -70,9 +40,9 @@ class BagOfWords:
     ) -> torch.Tensor: # Shape (texts, classes)
         "Outputs before softmax, or with `multi` before sigmoid. Raises `UlmfitError` for a single string"
         if isinstance(texts, str): raise UlmfitError(f"Several texts are wanted, and this is one: write [text] (got {texts[:40]!r})")
-        terms,counts,starts = _count(texts, self.lowercase, self.number)
+        terms,counts,starts = count_terms(texts, self.lowercase, self.number)
         if not len(terms): return self.bias.repeat(len(starts)-1, 1)
-        x = torch.from_numpy(_weigh(terms, counts, starts, self.idf.double().numpy())).float()
+        x = torch.from_numpy(weigh_terms(terms, counts, starts, self.idf.double().numpy())).float()
         terms,starts = torch.from_numpy(terms),torch.from_numpy(starts[:-1])
         res = F.embedding_bag(terms, self.coef, starts, mode='sum', per_sample_weights=x) + self.bias
         if (res.abs()<1e30).all(): return res
@@ -122,7 +92,7 @@ def _fit_idf(counts):
 def _tfidf(counts, idf):
     "The sparse matrix `counts` as TF-IDF"
     res = counts.copy()
-    res.data = _weigh(counts.indices, counts.data, counts.indptr, idf)
+    res.data = weigh_terms(counts.indices, counts.data, counts.indptr, idf)
     return res
 
 # %% ../nbs/24_words.ipynb #13f77fc8
@@ -183,7 +153,7 @@ def _choose(texts, targs, multi, most):
     cases,found = ([True,False] if texts and not isinstance(texts[0], (list,tuple)) else [False]),[]
     for lowercase in cases:
         number = {}
-        terms,counts,starts = _count(texts, lowercase, number, learn=True)
+        terms,counts,starts = count_terms(texts, lowercase, number, learn=True)
         X   = csr_matrix((counts, terms, starts), shape=(len(texts), len(number)))
         res = _cross_validate(X, targs, multi, most)
         if res is None: return list(number),X,lowercase,10,None

@@ -257,7 +257,7 @@ def push_to_hub(
             api = hub.HfApi(endpoint=endpoint, token=token)
             api.create_repo(repo_id, private=private, exist_ok=True)
             said = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message,
-                                     delete_patterns=model_files)
+                                     delete_patterns=model_files())
         except Exception as e: # a network can go wrong in any way
             raise UlmfitError(f"The model could not be put on the hub as {repo_id} ({_why(e)}): "
                               "check the name, the network, and `hf auth login`") from e
@@ -270,11 +270,11 @@ def _fetched(repo_id, folder, **kwargs):
     "Put the files of a model on a hub into `folder`"
     hub = _hub()
     _check_id(repo_id)
-    try: path = Path(hub.snapshot_download(repo_id, allow_patterns=model_files, **kwargs))
+    try: path = Path(hub.snapshot_download(repo_id, allow_patterns=model_files(), **kwargs))
     except Exception as e: # a network can go wrong in any way
         raise UlmfitError(f"The model {repo_id} could not be fetched ({_why(e)}): "
                           "check the name and the network, and that you may read it") from e
-    for name in model_files:
+    for name in model_files():
         if (path/name).is_file(): shutil.copyfile(path/name, folder/name)
 
 def from_pretrained(
