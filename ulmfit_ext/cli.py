@@ -184,7 +184,7 @@ def evaluate(
     plot:Path=None, # Picture of the confusion matrix to write
     quantize:bool=False, # Compute in 8-bit integers, on the CPU
 ):
-    "Compare a model's answers with the labels of a table: how good, of which classes, and when it can be trusted."
+    "Compare answers with the labels of a table: how good the model is, of which classes, and when to trust it."
     import ulmfit_ext.report as reports
     from ulmfit_ext.core import UlmfitError
     from ulmfit_ext.text.write import new_file
@@ -192,9 +192,10 @@ def evaluate(
     with _file(report) as page, _file(plot) as picture, log_to(sys.stderr):
         ens = _load_model(model, quantize)
         if plot and ens.multi:
-            raise UlmfitError('A text can have several labels here, so there is no confusion matrix: leave --plot out')
+            raise UlmfitError('A text can have several labels: there is no confusion matrix, leave --plot out')
         delim = (ens.delim(label_delim) or ',') if ens.multi else None
-        found = reports.report(ens, file, text_col=text, label_col=label, label_delim=delim, sep=sep, encoding=encoding)
+        columns = dict(text_col=text, label_col=label, label_delim=delim)
+        found = reports.report(ens, file, **columns, sep=sep, encoding=encoding)
         if report: page.write_text(reports.report_page([found], f'{model} on {file.name}'), encoding='utf-8')
         if plot: reports.save_confusion(found, picture)
     print(found)
@@ -312,8 +313,8 @@ def pretrain(
     with log_to(sys.stdout): _pretrain(options, sides=(False,True) if both else (backwards,))
 
 # %% ../nbs/42_cli.ipynb #8c27f4fa
-@command('ulmfit serve ulmfit/model', 'ulmfit serve ulmfit/model --host 0.0.0.0 --port 8080', stopped='The page is closed',
-         Address='host port', Limits='max_chars max_mb', Speed='quantize')
+@command('ulmfit serve ulmfit/model', 'ulmfit serve ulmfit/model --host 0.0.0.0 --port 8080',
+         stopped='The page is closed', Address='host port', Limits='max_chars max_mb', Speed='quantize')
 def serve(
     model:Path, # Folder of a trained model
     host:str='127.0.0.1', # Address to listen on. As it stands: this machine alone; 0.0.0.0: all that reach it, without a password

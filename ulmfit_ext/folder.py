@@ -152,7 +152,8 @@ def check_files(
     "Raise `UlmfitError` unless the files in `path` are those that were saved"
     file,hashes,sides = path/'config.json',config['sha256'],set(config['models'])
     for name,h in hashes.items():
-        if name not in model_files(kind): raise UlmfitError(f"{file} is damaged: it speaks of a file {shown(repr(name))}. Copy the model again")
+        if name not in model_files(kind):
+            raise UlmfitError(f"{file} is damaged: it speaks of a file {shown(repr(name))}. Copy the model again")
         if not os.path.lexists(path/name): raise UlmfitError(f"{path} is not complete: {name} is missing. Copy the model again")
         if _sha256(path/name)!=h:
             raise UlmfitError(f"{path/name} is not the file that was saved: its hash differs. Copy the model again")

@@ -193,6 +193,7 @@ def run(self:FileLabeller,
     if not table.rows: raise UlmfitError('there are no rows: it needs one for each text')
     return table.rows,rate
 
+# %% ../nbs/34_label_file.ipynb #4f5a80d3
 @patch
 def _stopped(self:FileLabeller, table):
     "What to say after Ctrl-C"

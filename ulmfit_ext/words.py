@@ -262,7 +262,7 @@ def held_out_words(
     from scipy.sparse import csr_matrix
     from threadpoolctl import threadpool_limits
     number = {}
-    terms,counts,starts = _count(texts, True, number, learn=True)
+    terms,counts,starts = count_terms(texts, True, number, learn=True)
     X = csr_matrix((counts, terms, starts), shape=(len(texts), len(number)))
     most = min(max_terms, 4_000_000//targs.shape[1])
     def _features(train, held):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
 from urllib.parse import urlsplit
-import ulmfit_ext
+import ulmfit_ext,ulmfit_ext.explain   # which gives `BidirEnsemble.explain`
 from ..core import *
 from ..text.tables import *
 from ..text.write import *
@@ -61,9 +61,7 @@ def _voices(ens, text):
 
 # %% ../../nbs/41_integrations.serve.ipynb #de3815cd
 def _explanation(ens, text, label):
-    "A table with columns start, end and contribution to `label`, a row for each token; None where `ens` has no `explain`"
-    try: import ulmfit_ext.explain
-    except ImportError: return None
+    "A table with columns start, end and contribution to `label`, a row for each token"
     return ens.explain(text, label=label).table
 
 def _pieces(text, table):
@@ -232,7 +230,7 @@ def _types(limits):
         label:Annotated[str|None, Field(description='Name of a class; if not given the likeliest')]=None
     class Explanation(BaseModel):
         label:Annotated[str, Field(description='The class that is explained')]
-        pieces:Annotated[list[Piece]|None, Field(description='The text, cut into pieces; null where the model cannot tell')]
+        pieces:Annotated[list[Piece], Field(description='The text, cut into pieces')]
         seconds:Seconds
     class Model(BaseModel):
         name:str
@@ -285,8 +283,7 @@ def _explain(ens, text, name):
     labels,names = ens.first.label_values or ens.classes,list(map(str, ens.classes))
     if name is None: name = names[int(ens.get_preds(texts=[text], progress=False)[0][0].argmax())]
     if name not in names: raise UlmfitError(f"There is no class '{shown(name)}': the classes are {listing(names, 20)}")
-    table = _explanation(ens, text, labels[names.index(name)])
-    return dict(label=name, pieces=None if table is None else _pieces(text, table))
+    return dict(label=name, pieces=_pieces(text, _explanation(ens, text, labels[names.index(name)])))
 
 def _ask_for(path, body):
     "An example of a request, for the description"
