@@ -171,6 +171,14 @@ def _about(self:FileLabeller, ens):
     return dict(file=_identity(self.table.path), model=ens.fingerprint(), options=options,
                 reading=[self.table.kind, self.table.encoding, self.table.sep])
 
+# %% ../nbs/34_label_file.ipynb #6de684a5
+@patch
+def _stopped(self:FileLabeller, table):
+    "What to say after Ctrl-C"
+    if not self.can_go_on: return f'{table.rows:,} texts were labelled'
+    if not table.rows: return 'Nothing was changed'
+    return f'{table.rows:,} texts are labelled, in {self.out}.part: the same line goes on from there'
+
 @patch
 def run(self:FileLabeller,
     ens:BidirEnsemble, # The model
@@ -192,14 +200,6 @@ def run(self:FileLabeller,
     if counts: warn_of_notes(counts, table.rows)
     if not table.rows: raise UlmfitError('there are no rows: it needs one for each text')
     return table.rows,rate
-
-# %% ../nbs/34_label_file.ipynb #4f5a80d3
-@patch
-def _stopped(self:FileLabeller, table):
-    "What to say after Ctrl-C"
-    if not self.can_go_on: return f'{table.rows:,} texts were labelled'
-    if not table.rows: return 'Nothing was changed'
-    return f'{table.rows:,} texts are labelled, in {self.out}.part: the same line goes on from there'
 
 # %% ../nbs/34_label_file.ipynb #cf648080
 @patch
