@@ -213,7 +213,8 @@ def test_datasets(tmp_path):
     features = datasets.Features(dict(text=datasets.Value('string'), label=datasets.ClassLabel(names=['neg','pos'])))
     data = datasets.Dataset.from_dict(dict(text=make_df().text.tolist()+['?'], label=[i%2 for i in range(60)]+[-1]), features=features)
     for o in (data, data.to_iterable_dataset()):
-        with pytest.warns(UserWarning, match='classes that the Dataset says they are: neg, pos'): d = ulmfit_dls(o, path=tmp_path, min_freq=1, seed=0)
+        with pytest.warns(UserWarning, match='1 of 61 rows have no label'), pytest.warns(UserWarning, match='classes that the Dataset says they are: neg, pos'):
+            d = ulmfit_dls(o, path=tmp_path, min_freq=1, seed=0)
         assert d.classes==['neg','pos'] and d.n_unlabelled==1 and d.y[1]=='pos'
     with fails('pass one of them, such as data'): ulmfit_dls(datasets.DatasetDict(train=data), path=tmp_path)
 
