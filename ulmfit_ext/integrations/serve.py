@@ -17,6 +17,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 import ulmfit_ext,ulmfit_ext.explain   # which gives `BidirEnsemble.explain`
 from ..core import *
+from ..text.files import *
 from ..text.tables import *
 from ..text.write import *
 from ..folder import *
