@@ -6,6 +6,7 @@ from ulmfit_ext.core import *
 from ulmfit_ext.text.tokens import *
 from ulmfit_ext.words import *
 from ulmfit_ext.mixture import *
+from ulmfit_ext.layers import *
 from ulmfit_ext.model import *
 from ulmfit_ext.predict import *
 from ulmfit_ext.ensemble import *
