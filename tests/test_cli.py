@@ -10,7 +10,7 @@ from ulmfit_ext.cli import app
 from ulmfit_ext.text.tables import read_table
 
 root = Path(__file__).resolve().parent.parent
-commands = 'train predict evaluate suggest check pretrain demo'.split()
+commands = 'train predict evaluate suggest check pretrain serve demo'.split()
 small = 'train {} --size tiny --lm-epochs 1 --epochs 1 --bs 16 --min-freq 1'
 
 def reviews(n=60, seed=0):
@@ -63,6 +63,27 @@ def home(tmp_path_factory):
 def model(home): return home/'out'/'model'
 
 def answers(res): return pd.read_csv(io.StringIO(res.stdout))
+
+# Nothing that is there is lost
+
+@pytest.mark.parametrize('line', ['predict {model} {file} --out {file}', 'suggest {model} {file} --label none --out {file}', 'check {model} {file} --out {file}'])
+def test_the_table_that_is_read_stays(home, model, tmp_path, line):
+    file = csv(tmp_path/'more.csv', reviews(20, 1))
+    was  = file.read_bytes()
+    assert 'would be lost' in run(line.format(model=model, file=file), code=1).stderr
+    assert file.read_bytes()==was
+
+def test_what_was_filled_in_stays(home, model, tmp_path):
+    file,ask = csv(tmp_path/'more.csv', reviews(20, 1)[['text']]),tmp_path/'ask.csv'
+    line = f'suggest {model} {file} --n 3 --out {ask}'
+    run(line)
+    run(line) # nobody has filled in anything
+    csv(ask, pd.read_csv(ask).assign(label='pos'))
+    assert '3 labels that somebody filled in' in run(line, code=1).stderr
+
+@pytest.mark.parametrize('option', ['--plot x.txt','--report x.pdf'])
+def test_evaluate_writes_pictures_and_pages(home, model, option):
+    assert 'has to end in' in run(f"evaluate {model} {home/'more.csv'} {option}", code=1).stderr
 
 # Help and start
 

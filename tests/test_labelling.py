@@ -32,6 +32,10 @@ def trained(tmp_path_factory):
 
 def fails(match): return pytest.raises(UlmfitError, match=match)
 
+def test_a_run_explains_itself(trained):
+    why = trained.explain('lovely and so bright')
+    assert (why.table.columns[:3]==['token','start','end']).all() and len(trained.explain('lovely', how='deletion').table)
+
 # ---- suggest
 
 def test_texts_that_are_nearly_the_same_are_asked_once():

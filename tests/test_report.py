@@ -21,6 +21,7 @@ def fwd(tmp_path_factory):
 def ensemble(fwd, classes, multi=False):
     "An ensemble with these classes, of which only the answers matter"
     res = BidirEnsemble(fwd)
+    res.first.__class__ = type('Plain', (type(res.first),), dict(thresh=None))   # no learner says it
     res.first.classes,res.first.multi,res.first.learn = list(classes),multi,None
     return res
 
@@ -156,3 +157,14 @@ def test_few_texts(fwd):
     for out,targs in ((torch.eye(3)[:1], [0]), (9*torch.eye(3), [0,1,2]), (9*torch.eye(3), [1,2,0]), (torch.zeros(2,3), [2,2])):
         r = Report(ens, Answers(dict(forward=out), torch.tensor(targs)), 'Few', texts=list('xyz'))
         assert 'right in' in str(r) and 'nan' not in str(r).lower() and Page(report_page([r])).open==[]
+
+def test_thresholds_of_the_model(fwd):
+    "A label is there where the model says so, at its threshold and not at a half"
+    ens  = ensemble(fwd, 'ab', multi=True)
+    out  = torch.tensor([[-1.,-3.],[-1.,3.],[-3.,-3.]])   # sigmoids of 0.27, 0.05 and 0.95
+    said = Answers(dict(forward=out), torch.tensor([[1.,0.],[1.,1.],[0.,0.]]))
+    ens.first.thresh = 0.2
+    found = Report(ens, said, 'texts')
+    assert found.right.all() and found.voices.accuracy['forward']==1
+    ens.first.thresh = None
+    assert not Report(ens, said, 'texts').right[0]

@@ -108,7 +108,7 @@ def train(
     minutes:float=None, # Time for the whole run, shared out between language models and classifiers. If not given: as long as it takes
     epochs:int=None, # Epochs of the classifier. If not given: by the number of labels
     recipe:str='auto', # How the classifier is trained; auto: the better in trials, but gradual if --lr is given
-    balance:bool=False, # Give each class the same weight in training, however rare it is: more texts of rare ones are found
+    balance:bool=False, # Give each class the same weight in training, however rare it is; counted words are not weighted
     refit:bool=True, # Train once more in the end, on the held-out texts too: up to 5,000 labels, if there is time, and without --valid
     go_on:bool=True, # With other rows than before in OUT: keep its language models, if they have read half of the texts
     lm_lr:float=0.004, # Peak learning rate of the language model
@@ -188,8 +188,10 @@ def evaluate(
     import ulmfit_ext.report as reports
     from ulmfit_ext.core import UlmfitError
     from ulmfit_ext.text.write import new_file
-    def _file(path): return new_file(path) if path else nullcontext()
-    with _file(report) as page, _file(plot) as picture, log_to(sys.stderr):
+    def _file(path, *suffixes):
+        if path and path.suffix.lower() not in suffixes: raise UlmfitError(f"{path} has to end in {suffixes[0]}")
+        return new_file(path) if path else nullcontext()
+    with _file(report, '.html', '.htm') as page, _file(plot, '.png') as picture, log_to(sys.stderr):
         ens = _load_model(model, quantize)
         if plot and ens.multi:
             raise UlmfitError('A text can have several labels: there is no confusion matrix, leave --plot out')
@@ -202,7 +204,7 @@ def evaluate(
 
 # %% ../nbs/42_cli.ipynb #580f7bfd
 @command('ulmfit suggest ulmfit more.csv --n 50 --out ask.csv',
-         Input='text label label_delim', Output='n out seed')
+         Input='text label label_delim sep encoding', Output='n out seed')
 def suggest(
     model:Path, # Folder of a trained model
     file:Path, # Table of texts
@@ -210,16 +212,21 @@ def suggest(
     text:str='text', # Column that holds the texts
     label:str='label', # Column of the labels, made where there is none; rows with a label are left out
     label_delim:str=None, # What stands between labels of a text. If not given: as in training, or a comma
+    sep:str=None, # What stands between fields of FILE, such as ';' or tab
+    encoding:str=None, # How FILE is encoded, such as latin-1
     out:Path=None, # File to fill in: .csv, .tsv, .jsonl or .parquet. If not given: stdout, as CSV
     seed:int=42, # Of the choice
 ):
     "Say which texts to label next: the model is unsure of them, and they differ from each other."
-    from ulmfit_ext.labelling import suggest as find
-    from ulmfit_ext.text.write import table_writer
+    from ulmfit_ext.labelling import check_unfilled,suggest as find
+    from ulmfit_ext.text.tables import read_table
+    from ulmfit_ext.text.write import check_not_input,table_writer
+    check_not_input(out, file)
+    check_unfilled(out, label, label_delim)
     with table_writer(out) as write:
         with redirect_stdout(sys.stderr):
-            ens = _load_model(model, False)
-            found = find(ens, file, n, text, label, label_delim, seed)
+            df,ens = read_table(file, sep=sep, encoding=encoding),_load_model(model, False)
+            found = find(ens, df, n, text, label, label_delim, seed)
         write(found, ens.delim(label_delim) or ',')
     said = f"{len(found):,} texts to label, in {out}: fill in '{label}', and add the rows to those that you train on"
     if out: print(said, file=sys.stderr)
@@ -227,24 +234,28 @@ def suggest(
 # %% ../nbs/42_cli.ipynb #9e7c1df5
 @command('ulmfit check ulmfit reviews.csv --text review --label stars --out doubts.csv',
          'ulmfit check ulmfit new.csv --unseen',
-         Input='text label label_delim unseen lm', Output='out')
+         Input='text label label_delim sep encoding unseen lm', Output='out')
 def check(
     model:Path, # Folder of a trained model
     file:Path, # Table of labelled texts
     text:str='text', # Column that holds the texts
     label:str='label', # Column that holds the labels; rows without one are left out
     label_delim:str=None, # What stands between labels of a text. If not given: as in training, or a comma
+    sep:str=None, # What stands between fields of FILE, such as ';' or tab
+    encoding:str=None, # How FILE is encoded, such as latin-1
     unseen:bool=False, # The model has not learned from these texts: ask it too
-    lm:str=None, # Language model that reads the texts. If not given: that of the training, in MODEL/lm, or a pretrained one
+    lm:str=None, # Language model that reads the texts. If not given: that of the training, beside MODEL, or a pretrained one
     out:Path=None, # File for the list: .csv, .tsv, .jsonl or .parquet. If not given: stdout, as CSV
 ):
     "List labels that look wrong, the most doubtful first, each with the reason."
     from ulmfit_ext.labelling import check as find
-    from ulmfit_ext.text.write import table_writer
+    from ulmfit_ext.text.tables import read_table
+    from ulmfit_ext.text.write import check_not_input,table_writer
+    check_not_input(out, file)
     with table_writer(out) as write:
         with redirect_stdout(sys.stderr):
-            delim = _load_model(model, False).delim(label_delim)
-            found = find(model, file, text, label, label_delim, unseen, lm)
+            df,delim = read_table(file, sep=sep, encoding=encoding),_load_model(model, False).delim(label_delim)
+            found = find(model, df, text, label, label_delim, unseen, lm)
         write(found, delim or ',')
     if out: print(f'{len(found):,} labels look wrong, in {out}', file=sys.stderr)
 

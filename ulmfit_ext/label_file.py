@@ -111,6 +111,7 @@ class FileLabeller:
         self.text_col,self.text_only,self.notes,self.to = text_col,text_only,notes,to
         self.at_least = check_at_least(at_least)
         self._check_out()
+        check_not_input(self.out, path)
         self.df    = path if isinstance(path, pd.DataFrame) else None
         self.table = None if self.df is not None else TableFile(path, **how)
         self.can_go_on = self.out is not None and self.table is not None and not self.table.is_stdin

@@ -18,13 +18,14 @@ def decided(
     probs, # Probabilities, shape (texts, classes)
     targs, # Class numbers, shape (texts,); with `multi` ones and zeros, shape (texts, classes)
     multi:bool=False, # Can a text have several labels?
+    thresh=None, # With `multi`, how likely a label has to be: a number, or one for each class; None: 0.5
 ) -> tuple: # Answers, in the form of `targs`; how sure of each text, shape (texts,); is it right, shape (texts,)
     "What was answered, how sure, and whether it was right"
     probs,targs = np.asarray(probs, dtype=np.float64),np.asarray(targs)
     if not multi:
         preds = probs.argmax(1)
         return preds,probs.max(1),preds==targs
-    preds = probs>0.5
+    preds = probs>np.asarray(0.5 if thresh is None else thresh)
     return preds,np.maximum(probs, 1-probs).min(1),(preds==(targs>0.5)).all(1)
 
 # %% ../nbs/35_measures.ipynb #1085979f

@@ -21,6 +21,7 @@ from .mixture import *
 from .scores import *
 from .ensemble import *
 from .export import *
+from .folder import *
 from .measures import *
 from .page import *
 
@@ -34,7 +35,7 @@ def scores(
     targs = np.asarray(answers.targs)      # class numbers, shape (texts,); multi: ones and zeros, shape (texts, classes)
     res = ens.validate(answers)[['loss']].copy()
     for way,out in outs.items():
-        preds = np.asarray(out.sigmoid()>0.5 if ens.multi else out.argmax(1))
+        preds = np.asarray(ens.first.decisions(ens.first.probabilities(out)))
         res.loc[way,'accuracy'] = (preds==targs).mean()
         res.loc[way,'F1'] = f1_score(targs, preds, average='macro')
     return res
@@ -143,7 +144,7 @@ class Report:
         self.ens,self.answers,self.title,self.chosen = ens,answers,title,chosen
         self.n,targs,classes = len(answers.targs),np.asarray(answers.targs).astype(int),ens.classes
         self.probs = _probabilities(ens, answers.outs, ens.mixture)
-        said = {k: decided(o, targs, ens.multi) for k,o in self.probs.items()}
+        said = {k: decided(o, targs, ens.multi, ens.first.thresh) for k,o in self.probs.items()}
         self.preds,self.sure,self.right = said[list(said)[-1]]
         self.voices  = self._voices(said, others)
         self.classes = class_scores(self.preds, targs, classes)
@@ -371,9 +372,11 @@ def report(
 ) -> Report: # Its `judgement` is a sentence, its `voices`, `classes`, `confused`, `abstention` and `mistakes` are tables
     "How good a model is. Raises `UlmfitError` where there is nothing to score, or `path` cannot be written"
     with (new_file(as_path(path)) if path else nullcontext()) as tmp:
-        if isinstance(model, (str,Path)): model = load_ulmfit(model)
+        if isinstance(model, (str,Path)): model = load_ulmfit(model_folder(model))
         ens,texts = getattr(model, 'ensemble', model),None
         if df is None:
+            if getattr(model, 'sides', True)==():
+                raise UlmfitError('A model that was read from disk has no validation texts: pass labelled texts as df')
             said = model.answers()
             if hasattr(model, 'dls') and show_texts: texts = _validation_texts(model)
             title = title or _validation_title(model, len(said.targs))

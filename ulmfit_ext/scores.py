@@ -103,6 +103,7 @@ def shares_right(
 
 def verdict(
     shares, # Share of right answers by 'words', 'forward', 'backward', 'both' and 'all', as far as they are there
+    multi:bool=False, # Can a text have several labels? Then an answer is a yes or no
 ) -> str: # Empty where there is nothing to compare
     "Who won, and by how much, in a sentence"
     both  = 'both' in shares
@@ -113,5 +114,6 @@ def verdict(
     if len(there)<2: return ''
     said  = [f"{names[k]} right in {shares[k]*100:.1f} %" for k in there]
     said[1:] = [f"{names[k].rpartition(' ')[0]} in {shares[k]*100:.1f} %" for k in there[1:]]
+    if multi: said[0] += ' of all yes and no'
     res = ', '.join(said)
     return res[0].upper() + res[1:] + '.'

@@ -15,6 +15,7 @@ from .words import *
 from .mixture import *
 from .scores import *
 from .ensemble import *
+from .label_file import *
 
 # %% ../nbs/36_voices.ipynb #b3143dbb
 @rank0_first()
@@ -46,7 +47,8 @@ def tell_words(
         targs = label_targets([dls.y[i] for i in dls.valid_idx], dls.classes, dls.multi)
         accuracy = shares_right(dict(words=bag.logits(dls.tokens(dls.valid_idx))), targs, dls.multi)['words']
         where = f'{n:,} validation texts'
-    if accuracy is not None: print(f'Counting words: accuracy {accuracy:.2f} on {where}')
+    of = ' of each yes and no' if dls.multi else ''
+    if accuracy is not None: print(f'Counting words: accuracy {accuracy:.2f}{of} on {where}')
 
 # %% ../nbs/36_voices.ipynb #57d8c45f
 def weigh_voices(
@@ -57,7 +59,7 @@ def weigh_voices(
     said = ens.answers()
     shares = shares_right(together(said.outs, ens.weigh(said).mixture, ens.multi), said.targs, ens.multi)
     counts = ', '.join(f'{k} {w:.2f}' for k,w in ens.mixture.weights.items())
-    print(f'{len(said.targs):,} validation texts, which chose the weights too: {verdict(shares)} Weights: {counts}')
+    print(f'{len(said.targs):,} validation texts, which chose the weights too: {verdict(shares, ens.multi)} Weights: {counts}')
     if doubling := ens.words.choices.get('doubling'): print(doubling)
 
 # %% ../nbs/36_voices.ipynb #689f7a35
@@ -97,11 +99,31 @@ class Answering:
         "Label, confidence and probabilities of many texts: `BidirEnsemble.predict_df`"
         return self.ensemble.predict_df(texts, text_col, **kwargs)
 
-    def save(self,
-        path=None, # Folder; None: `path/model`, or the folder that `load` read
-    ) -> Path: # The folder
-        "Save the trained classifier as a model folder"
-        path = as_path(path or self.folder)
-        if not rank_distrib(): self.ensemble.save(path)
-        return path
+# %% ../nbs/36_voices.ipynb #92517898
+@patch
+@delegates(BidirEnsemble.label_file)
+def label_file(self:Answering,
+    path, # File of texts, of any size
+    out, # File for the answers
+    **kwargs
+): # What `BidirEnsemble.label_file` returns
+    "Label a file of texts a part at a time: `BidirEnsemble.label_file`"
+    return self.ensemble.label_file(path, out, **kwargs)
 
+@patch
+@delegates(BidirEnsemble.to_onnx)
+def to_onnx(self:Answering,
+    path, # Folder to write
+    **kwargs
+): # What `BidirEnsemble.to_onnx` returns
+    "Save for `load_onnx`, which needs no PyTorch: `BidirEnsemble.to_onnx`"
+    return self.ensemble.to_onnx(path, **kwargs)
+
+@patch
+def save(self:Answering,
+    path=None, # Folder; None: `path/model`, or the folder that `load` read
+) -> Path: # The folder
+    "Save the trained classifier as a model folder"
+    path = as_path(path or self.folder)
+    if not rank_distrib(): self.ensemble.save(path)
+    return path

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['table_formats', 'new_file', 'write_table', 'table_format', 'GrowingTable', 'arrow_to_parquet', 'table_writer',
-           'check_delim']
+           'check_not_input', 'check_delim']
 
 # %% ../../nbs/16_text.write.ipynb #dba04b34
 import csv,gzip,importlib.util,io,json,os,sys
@@ -237,6 +237,17 @@ def table_writer(
         if fmt=='.parquet':
             with atomic_write(tmp.with_suffix('.new')) as new: arrow_to_parquet(tmp, new)
             os.replace(tmp.with_suffix('.new'), tmp)
+
+# %% ../../nbs/16_text.write.ipynb #1e3a8e04
+def check_not_input(
+    out:Path, # File to write; None: stdout
+    *files, # What is read; what is no path is left out
+):
+    "Raise `UlmfitError` where `out` is one of `files`, under whatever name"
+    if out is None or not Path(out).exists(): return
+    for o in files:
+        if isinstance(o, (str,Path)) and Path(o).exists() and os.path.samefile(out, o):
+            raise UlmfitError(f"{out} is the table that is read, and would be lost: give another name for the answers")
 
 # %% ../../nbs/16_text.write.ipynb #c7ae92ac
 def check_delim(
