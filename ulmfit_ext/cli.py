@@ -186,7 +186,7 @@ def evaluate(
 ):
     "Compare answers with the labels of a table: how good the model is, of which classes, and when to trust it."
     import ulmfit_ext.report as reports
-    from ulmfit_ext.core import UlmfitError
+    from ulmfit_ext.core import UlmfitError,save_figure
     from ulmfit_ext.text.write import new_file
     def _file(path, *suffixes):
         if path and path.suffix.lower() not in suffixes: raise UlmfitError(f"{path} has to end in {suffixes[0]}")
@@ -199,7 +199,7 @@ def evaluate(
         columns = dict(text_col=text, label_col=label, label_delim=delim)
         found = reports.report(ens, file, **columns, sep=sep, encoding=encoding)
         if report: page.write_text(reports.report_page([found], f'{model} on {file.name}'), encoding='utf-8')
-        if plot: reports.save_confusion(found, picture)
+        if plot: save_figure(ens.plot_confusion_matrix(found.answers), picture)
     print(found)
 
 # %% ../nbs/42_cli.ipynb #580f7bfd
