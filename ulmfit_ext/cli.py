@@ -189,7 +189,7 @@ def evaluate(
     from ulmfit_ext.core import UlmfitError,save_figure
     from ulmfit_ext.text.write import new_file
     def _file(path, *suffixes):
-        if path and path.suffix.lower() not in suffixes: raise UlmfitError(f"{path} has to end in {suffixes[0]}")
+        if path and not path.is_dir() and path.suffix.lower() not in suffixes: raise UlmfitError(f"{path} has to end in {suffixes[0]}")
         return new_file(path) if path else nullcontext()
     with _file(report, '.html', '.htm') as page, _file(plot, '.png') as picture, log_to(sys.stderr):
         ens = _load_model(model, quantize)
