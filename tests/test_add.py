@@ -3,7 +3,7 @@ import json,warnings
 import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import *
 from made_up import make_df
-from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.core import UlmfitError,sealed
 from ulmfit_ext.earlier import earlier_run
 from ulmfit_ext.pipeline import ULMFiT
 
@@ -100,6 +100,60 @@ def test_labels_of_any_kind(make, labels):
     u = make(df[:60], words=False).fit(dict(n_epoch=0), clas, refit=False)
     v = u.add(df[60:], classifier=clas, refit=False)
     assert v.ensemble.classes==u.ensemble.classes and type(v.predict('a cat')[0])==type(u.predict('a cat')[0])
+
+@pytest.mark.parametrize('file_first', [True,False], ids=['CSV first','CSV last'])
+@pytest.mark.parametrize('labels', [[0,1,2], [True,False,True], [.5,1.5,2.5]], ids=['whole','boolean','float'])
+def test_a_file_and_a_table_mix(make, tmp_path, labels, file_first):
+    "A file has strings where a table has numbers; they are the labels that were there, and a new class is of their kind"
+    df = all_rows.assign(label=[labels[o=='pos'] for o in all_rows.label])
+    df.loc[89,'label'] = labels[2]
+    lots = [df[:60],df[60:]]
+    lots[not file_first].to_csv(tmp_path/'lot.csv', index=False)
+    lots[not file_first] = tmp_path/'lot.csv'
+    u = make(lots[0], words=False).fit(dict(n_epoch=0), clas, refit=False)
+    v = u.add(lots[1], classifier=clas, refit=False)
+    assert v.ensemble.classes==sorted({*map(str, labels)})
+    found = {type(o) for o in earlier_run(u.path).rows.label}
+    assert found==({str} if file_first else {type(o) for o in labels})
+    assert type(v.predict('a cat')[0])==type(u.predict('a cat')[0])
+
+@pytest.mark.parametrize('file_first', [True,False], ids=['CSV first','CSV last'])
+def test_a_file_and_a_table_mix_with_several_labels(make, tmp_path, file_first):
+    df = all_rows.assign(label=[[1,2] if o=='pos' else [1] for o in all_rows.label])
+    lots = [df[:60],df[60:]]
+    lot = lots[not file_first]
+    lot.assign(label=[';'.join(map(str, o)) for o in lot.label]).to_csv(tmp_path/'lot.csv', index=False)
+    lots[not file_first] = tmp_path/'lot.csv'
+    u = make(lots[0], words=False, label_delim=';').fit(dict(n_epoch=0), clas, refit=False)
+    v = u.add(lots[1], classifier=clas, refit=False)
+    assert v.ensemble.classes==['1','2'] and len(v.dls.labelled)==90
+
+def settings(u, name): return json.loads((u.path/'classifier'/name/'settings.json').read_text())
+
+def test_what_the_classifier_was_given_holds(make, capsys):
+    how = dict(n_epoch=1, balance=True, max_len=20, recipe='together')
+    u = make().fit(lm, dict(how, cbs=Callback()), refit=False)
+    assert earlier_run(u.path).classifier==how, 'without the callback'
+    make(all_rows, go_on='auto')
+    assert earlier_run(u.path).classifier==how, 'where the run that goes on is killed before it has trained'
+    capsys.readouterr()
+    v = ULMFiT.load(u.path).add(all_rows[60:], refit=False)
+    out = capsys.readouterr().out
+    assert "Classifier: recipe='together', n_epoch=1, balance=True, max_len=20, as before" in out and 'Trying' not in out
+    was,now = settings(u, 'fwd-1'),settings(v, 'fwd-2')
+    assert {k for k in was if was[k]!=now[k]}<={'data_sha256','pretrained_sha256','encoder_sha256','files','objects','clas_bs'}
+    assert (now['n_epoch'],now['balance'],now['max_len'])==(1,True,20)
+    v.add(make_df(5, seed=7), classifier=dict(balance=False, max_len=None), refit=False)
+    assert "Classifier: recipe='together', n_epoch=1, as before" in capsys.readouterr().out
+    assert not settings(v, 'fwd-3')['balance'] and earlier_run(u.path).classifier==dict(recipe='together', n_epoch=1)
+
+def test_a_run_that_an_earlier_version_noted(make, capsys):
+    u = make().fit(dict(n_epoch=0), dict(clas, balance=True), refit=False)
+    facts = json.loads((u.path/'run.json').read_text())
+    (u.path/'run.json').write_text(json.dumps(sealed({k: o for k,o in facts.items() if k not in ('classifier','own_sha256')})))
+    assert earlier_run(u.path).classifier=={}
+    v = ULMFiT.load(u.path).add(all_rows[60:], classifier=clas, refit=False)
+    assert len(v.dls.labelled)==90 and 'Classifier: ' not in capsys.readouterr().out
 
 def test_columns_of_ones_own(make):
     df = all_rows.rename(columns=dict(text='review', label='stars')).assign(more=1, test=[i%5==0 for i in range(90)])

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['text_hashes', 'EarlierRun', 'earlier_run', 'TableNote', 'note_rows', 'note_result', 'go_on_from', 'held_out_rows',
-           'same_split', 'with_rows', 'recipe_before']
+           'same_split', 'labels_as_before', 'with_rows', 'recipe_before', 'given_arguments', 'classifier_before']
 
 # %% ../nbs/37_earlier.ipynb #afe345dd
-import hashlib,json
+import hashlib,inspect,json
 import numpy as np,pandas as pd
-from dataclasses import dataclass
+from dataclasses import dataclass,field
 from pathlib import Path
 from .core import *
 from .callback.ranks import *
@@ -40,6 +40,7 @@ class EarlierRun:
     recipe:dict # By which its classifiers were trained: its `name`, and for how many labelled `texts` it was chosen; None: not yet
     rows:pd.DataFrame # Its labelled rows: `text`, `label`, and whether each was `held_out`
     read:np.ndarray # Hashes of all texts that its language models have read
+    classifier:dict=field(default_factory=dict) # Arguments that `fit_classifier` was given; earlier versions noted none
 
     def folders(self, names, sides):
         "The folder of each side of a language model; None where one of them is not there"
@@ -105,14 +106,15 @@ def note_rows(
     if was and (was.key,was.start,was.asked)==(table.key,start,table.asked): return
     with atomic_write(path/_rows) as tmp: write_table(table.rows(labelled, valid_idx), tmp, '.jsonl')
     with atomic_write(path/_read) as tmp, open(tmp, 'wb') as f: np.save(f, np.unique(before.read if before else table.read))
-    recipe = before and before.recipe
-    _write_facts(path, dict(asked=table.asked, key=table.key, start=start, lms=start, recipe=recipe, rows_sha256=file_sha256(path/_rows)))
+    facts = dict(asked=table.asked, key=table.key, start=start, lms=start, rows_sha256=file_sha256(path/_rows))
+    kept  = dict(recipe=before.recipe, classifier=before.classifier) if before else dict(recipe=None)
+    _write_facts(path, {**facts, **kept})
 
 @on_rank0
 def note_result(
     path:Path, # Folder of the run
     key:str, # Of its table, as `TableNote` has it
-    **facts # `lms` or `recipe` of an `EarlierRun`
+    **facts # `lms`, `recipe` or `classifier` of an `EarlierRun`
 ):
     "Note what a run has made; nothing where its rows are not those that were noted last"
     was = earlier_run(path)
@@ -172,6 +174,34 @@ def same_split(
     name = '_held_out'
     return df.assign(**{name: held_out}),dict(kwargs, valid_col=name)
 
+# %% ../nbs/37_earlier.ipynb #3fd605e0
+def _of_kind(o, kinds):
+    "The new label `o` as one of the only type in `kinds`; as it is where that is not the same class, or there are several"
+    kind,name = next(iter(kinds), str),label_name(o)
+    if len(kinds)!=1 or isinstance(o, kind): return o
+    try: res = kind(name)
+    except ValueError: return o
+    return res if label_name(res)==name else o
+
+def labels_as_before(
+    old, # Cells of labels of the earlier run
+    new, # Cells of labels
+    delim:str=None # What separates labels in a string
+) -> list: # The cells of `new`, each label as it is in `old`
+    "The labels of a new table as the earlier one writes them: '1' is the 1 that was there, in lists too"
+    known = {label_name(p): p for o in old for p in label_parts(o, delim)}
+    kinds = {type(p) for p in known.values()}
+    def _as_old(p): return known[label_name(p)] if label_name(p) in known else _of_kind(p, kinds)
+    def _cell(o):
+        if no_label(o, delim): return o
+        if is_many(o) or delim and isinstance(o, str):
+            parts = label_parts(o, delim)
+            found = [_as_old(p) for p in parts]
+            return o if isinstance(o, str) and found==parts else found
+        return _as_old(o)
+    return [_cell(o) for o in new]
+
+# %% ../nbs/37_earlier.ipynb #449587d8
 def with_rows(
     before:EarlierRun, # The run that goes on
     df:pd.DataFrame, # More rows, with the columns of its table
@@ -184,6 +214,8 @@ def with_rows(
     old = before.rows[~np.isin(text_hashes(before.rows.text), again)]
     old = old.rename(columns=dict(text=text, label=label, held_out=valid or 'held_out'))
     new = df.assign(**{valid: False}) if valid and valid not in df else df
+    named = labels_as_before(before.rows.label, new[label].tolist(), asked.get('label_delim'))
+    new = new.assign(**{label: pd.Series(named, new.index, dtype=object)})
     columns = [text, label, *filter(None, [valid])]
     return pd.concat([old[columns], new[columns].astype(object)], ignore_index=True)
 
@@ -198,3 +230,22 @@ def recipe_before(
     if name!='auto' or not found or n_labelled>2*found['texts']: return name
     print(f"Recipe: {found['name']}, as before")
     return found['name']
+
+# %% ../nbs/37_earlier.ipynb #450ad469
+def given_arguments(
+    f, # A function
+    **args # Its arguments
+) -> dict: # As JSON holds them, without objects and callbacks
+    "Those of `args` that are not the defaults of `f`"
+    defaults = {k: p.default for k,p in inspect.signature(f).parameters.items()}
+    plain = plain_settings(**{k: o for k,o in args.items() if k!='cbs' and not isinstance(o, slice)})
+    return {k: o for k,o in plain.items() if k!='objects' and (k not in defaults or o!=defaults[k])}
+
+def classifier_before(
+    before:EarlierRun, # The run that goes on
+    given:dict=None, # Arguments of `fit_classifier` now
+) -> dict:
+    "What `fit_classifier` was given before, where `given` does not say something else; prints what is kept"
+    kept = {k: o for k,o in before.classifier.items() if k not in (given or {})}
+    if kept: print(f"Classifier: {', '.join(f'{k}={o!r}' for k,o in kept.items())}, as before")
+    return {**kept, **(given or {})}

@@ -257,6 +257,7 @@ def fit_classifier(self:ULMFiT,
         self.count_words()
         self.plan.drop('lm')
         rates = {k:v for k,v in numbers.items() if v is not None}
+        given = given_arguments(ULMFiT.fit_classifier, recipe=recipe, **rates, **common)
         recipe = recipe_before(self.before, recipe_name(recipe, rates), len(self.dls.labelled))
         plan = partial(self.plan.add_classifiers, self.dls, self._sizes(), self.sides, self.seed or 0, n_epoch)
         plan(recipe, **rates)
@@ -269,6 +270,7 @@ def fit_classifier(self:ULMFiT,
         self.plan.hide()
         if len(self.dls.valid_idx): weigh_voices(self.ensemble)
         self.save()
+        note_result(self.path, self.key, classifier=given)
     return self
 
 # %% ../nbs/40_pipeline.ipynb #008d74dd
@@ -446,7 +448,7 @@ def load(cls:ULMFiT,
 def add(self:ULMFiT,
     df, # More labelled texts: a table with the columns of the table before, or the path of one
     minutes:float=None, # Time for it; None: as long as it takes
-    classifier:dict=None, # Arguments of `fit_classifier`
+    classifier:dict=None, # Arguments of `fit_classifier`; what it was given before holds for the others, without objects
     refit:bool=None, # Train on all labels in the end? As for `fit`
 ) -> ULMFiT: # Another one, trained on all labels
     """Go on with more labels: language models are kept, all else is trained on old and new rows, and saved
@@ -459,5 +461,5 @@ def add(self:ULMFiT,
                           "give all rows, old and new, to `ULMFiT.from_df`")
     asked = {**before.asked, 'epochs':(0,None), 'minutes':minutes}
     more  = ULMFiT.from_df(with_rows(before, as_frame(df)), path, go_on=True, **asked)
-    return more.fit(dict(n_epoch=0), classifier, refit)
+    return more.fit(dict(n_epoch=0), classifier_before(before, classifier), refit)
 
