@@ -10,8 +10,11 @@ from ulmfit_ext.core import UlmfitError
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit
-from ulmfit_ext.integrations.hub import calibration_error,calibration_table,from_pretrained,model_card,push_to_hub
+from ulmfit_ext.integrations import hub as hub_module
+from ulmfit_ext.integrations.hub import from_pretrained,model_card,push_to_hub
+from ulmfit_ext.measures import calibration_error,chance_error
 from ulmfit_ext.pipeline import ULMFiT
+from ulmfit_ext.report import report
 from ulmfit_ext.words import BagOfWords
 
 root  = Path(__file__).parents[1]
@@ -103,10 +106,11 @@ def test_what_goes_wrong_is_said(hub, ens, tmp_path):
 def test_without_the_package(saved):
     code = ("import sys; sys.modules['huggingface_hub'] = None\n"
             "from ulmfit_ext.integrations.hub import *; from ulmfit_ext.core import UlmfitError\n"
-            "model_card(sys.argv[1]); from_pretrained(sys.argv[1])\n"
+            "from_pretrained(sys.argv[1])\n"
             "try: from_pretrained('anna/mails')\n"
             "except UlmfitError as e: print(e)\n"
-            "assert 'fastai' not in sys.modules")
+            "assert 'fastai' not in sys.modules\n"
+            "model_card(sys.argv[1])")
     res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(saved)], capture_output=True, text=True,
                          env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')])})
     assert res.returncode==0, res.stderr
@@ -137,7 +141,7 @@ def test_with_tables(saved, ens, tmp_path):
     assert head['model-index'][0]['results'][0]['metrics'][0]==dict(type='accuracy', value=pytest.approx(right, abs=1e-4))
     for c in ('neg','pos'): assert f'| {c} | {(train.label==c).sum()} | {(test.label==c).sum()} |' in card
     assert re.search(rf'\| all \| [\d.]+ \| {right:.4f} \|', card) and 'Mails of | 2026.' in card and 'on 50 test texts' in card
-    assert 'with weights and temperatures' in card and "from_pretrained('anna/mails')" in card
+    assert '| before the temperatures |' in card and '| as it answers |' in card and "from_pretrained('anna/mails')" in card
 
 def test_of_a_training(tmp_path):
     df  = make_df(80)
@@ -146,7 +150,7 @@ def test_of_a_training(tmp_path):
     fit.fit(lm=dict(n_epoch=1), classifier=dict(n_epoch=1))
     card = model_card(fit)
     n = len(fit.dls.train_idx),len(fit.dls.valid_idx)
-    assert f'{n[0]} texts for training, {n[1]} texts held out' in card and 'fine-tuned from `nothing`' in card
+    assert f'{n[0]} texts for training, {n[1]} texts held out' in card and '- Language model: learned from the texts alone\n' in card
     assert '9, read by the language models' in card and 'trained once more on all labelled texts' in card and 'Seed: 42' in card
     counts = [list(map(int, o)) for o in re.findall(r'^\| (?:neg|pos) \| (\d+) \| (\d+) \|$', card, re.M)]
     assert np.sum(counts, 0).tolist()==list(n) and np.sum(counts, 1).tolist()==df.label.value_counts().sort_index().tolist()
@@ -169,17 +173,102 @@ def test_several_labels(tmp_path):
     card = model_card(one, train=df, test=df)
     assert f"| cat | {df.label.map(lambda o: 'cat' in o).sum()} |" in card and 'any of 2 classes' in card
 
-# calibration
+# how the language model was made
 
-def test_calibration_is_counted():
-    "Ten answers at 0.8, six of them right: the error is 0.2; and an answer of certainty has a bin"
-    p = torch.tensor([[.8,.2]]*10+[[1.,0.]])
-    targs = torch.tensor([0]*6+[1]*4+[0])
-    table = calibration_table(p.clamp(min=1e-30).log(), targs)
-    assert table.answers.tolist()==[10,1] and table.right.tolist()==[.6,1.] and table.confidence.tolist()==pytest.approx([.8,1.])
-    assert calibration_error(table)==pytest.approx(.2*10/11)
+size = dict(emb_sz=8, n_hid=12, n_layers=2)
+clas = dict(n_epoch=1, recipe='gradual')
+def make(path, df, **kwargs):
+    return ULMFiT.from_df(df, path, **{**dict(config=size, directions='bwd', bptt=20, min_freq=1, words=False), **kwargs})
+def language_model(u): return re.search('^- Language model: (.*)$', model_card(u), re.M)[1]
 
-def test_calibration_of_several_labels():
-    logits = torch.tensor([[.9,.1],[.9,.1]]).logit()
-    table  = calibration_table(logits, torch.tensor([[1.,0.],[0.,0.]]), multi=True)
-    assert table.answers.tolist()==[2,2] and table.right.tolist()==[0.,.5] and calibration_error(table)==pytest.approx((.1+.4)/2)
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    "A language model to begin with"
+    u = make(tmp_path_factory.mktemp('source'), make_df(40), pretrained=None).fit_lm(n_epoch=1)
+    return shutil.copytree(next((u.path/'lm').glob('bwd-*')), u.path/'letters')
+
+def test_the_language_model_was_fine_tuned_in_an_earlier_run(source, tmp_path):
+    df = make_df(80)
+    u  = make(tmp_path/'u', df[:60], pretrained=str(source)).fit(dict(n_epoch=1), clas, refit=False)
+    assert language_model(u)=='fine-tuned from `letters`'
+    v = u.add(df[60:], classifier=clas, refit=False)
+    assert language_model(v)=='fine-tuned from `letters`, in an earlier run, and kept'
+    again = ULMFiT.load(v.path).add(make_df(9, seed=7), classifier=clas, refit=False)
+    assert language_model(again)=='fine-tuned from `letters`, in an earlier run, and kept'
+
+def test_what_auto_was_is_said_after_more_labels(source, tmp_path, monkeypatch):
+    "The run notes 'auto'; which language model that was stands in the folder of the fine-tuned one"
+    df = make_df(80)
+    monkeypatch.setattr('ulmfit_ext.pipeline.choose_lm', lambda *args, **kwargs: str(source))
+    u = make(tmp_path/'u', df[:60], pretrained='auto', config='small').fit(dict(n_epoch=1), clas, refit=False)
+    v = u.add(df[60:], classifier=clas, refit=False)
+    assert v.before.asked['pretrained']=='auto' and language_model(v)=='fine-tuned from `letters`, in an earlier run, and kept'
+
+def test_the_language_model_learned_from_the_texts_alone(tmp_path):
+    df = make_df(80)
+    u  = make(tmp_path/'u', df[:60], pretrained=None).fit(dict(n_epoch=1), clas, refit=False)
+    assert language_model(u)=='learned from the texts alone'
+    v = u.add(df[60:], classifier=clas, refit=False)
+    assert language_model(v)=='learned from the texts alone, in an earlier run, and kept'
+
+def test_the_language_model_was_left_as_it_is(source, tmp_path):
+    def _fit(name, start): return make(tmp_path/name, make_df(60), pretrained=start, unlabelled=make_texts(9, seed=3)).fit(dict(n_epoch=0), clas, refit=False)
+    u = _fit('u', str(source))
+    assert language_model(u)=='`letters`, left as it is: not fine-tuned on these texts'
+    assert '9, not read by the language models' in model_card(u)
+    assert language_model(_fit('v', None))=='none: training began with random weights'
+
+def test_weights_of_the_classes(tmp_path, saved):
+    df  = make_df(60)
+    dls = ulmfit_dls(df[(df.label=='pos') | (df.index<20)], path=tmp_path, seed=0, bs=8, bptt=20, min_freq=1)
+    ens = BidirEnsemble(ulmfit_classifier(dls.clas_fwd, size, .3, bptt=20, balance=True))
+    neg,pos = ens.first.class_weights
+    line = f'- Weights of the classes in the loss: neg {neg:.3g}, pos {pos:.3g}\n'
+    assert neg>pos and line in model_card(ens) and line in model_card(ens.save(tmp_path/'model'))
+    assert 'Weights of the classes' not in model_card(saved)
+
+# rows without a label
+
+def test_rows_without_a_label_are_left_out(saved, capsys):
+    train,test = make_df(60, seed=8),make_df(50, seed=9)
+    def _more(df): return pd.concat([df, pd.DataFrame(dict(text=['a good cat','a bad dog'], label=[None,'']))], ignore_index=True)
+    card = model_card(saved, train=_more(train), test=_more(test))
+    assert card==model_card(saved, train=train, test=test) and '60 texts for training, 50 texts for testing' in card
+    assert capsys.readouterr().out.splitlines()==['2 of 62 rows have no label and are left out','2 of 52 rows have no label and are left out']
+    with raises('no label in any row'): model_card(saved, test=test.assign(label=None))
+
+def test_rows_of_several_labels_without_one(tmp_path):
+    df  = make_df(60)
+    df['label'] = [';'.join(['cat']*(' cat' in t)+['dog']*(' dog' in t)) or None for t in df.text]
+    dls = ulmfit_dls(df, path=tmp_path, seed=0, bs=8, bptt=20, min_freq=1, label_delim=';')
+    one = BidirEnsemble(ulmfit_classifier(dls.clas_fwd, size, .3, bptt=20))
+    n   = df.label.notna().sum()
+    assert n<60 and f'{n} texts for training, {n} texts for testing' in model_card(one, train=df, test=df)
+
+# calibration: the numbers of the report
+
+def rows_of(card, head):
+    "Cells of the table of a card that begins with the cell `head`"
+    lines = card[card.index(f'| {head} |'):].split('\n\n')[0].splitlines()
+    return [[o.strip() for o in line.strip('|').split('|')] for line in lines[2:]]
+
+def test_calibration_is_that_of_the_report(saved):
+    test = make_df(50, seed=9)
+    card,bins = model_card(saved, test=test),report(saved, test).bins
+    wanted = [[name, f'{calibration_error(bins[k]):.4f}', f'{chance_error(bins[k]):.4f}']
+              for name,k in (('before the temperatures','before'),('as it answers','after'))]
+    assert rows_of(card, 'probabilities')==wanted and wanted[0][1]!=wanted[1][1]
+    last = bins['after']
+    assert rows_of(card, 'answers')==[[f'{o.answers}', f'{o.confidence:.2f}', f'{o.right:.2f}'] for o in last.itertuples()]
+
+def test_calibration_without_temperatures(ens):
+    test = make_df(50, seed=9)
+    one  = BidirEnsemble(ens.fwd)
+    assert [o[:2] for o in rows_of(model_card(one, test=test), 'probabilities')]==[['as it answers', f"{calibration_error(report(one, test).bins['after']):.4f}"]]
+
+def test_there_is_one_of_each():
+    "Calibration is of `measures`, and what is behind a model is of `labelling`: this module has no other"
+    assert hub_module.calibration_error is calibration_error
+    assert not {'calibration_error','calibration_table'} & set(hub_module.__all__)
+    for f in (model_card,push_to_hub):
+        with raises('model is a int: pass a `BidirEnsemble`'): f(7, 'anna/mails')

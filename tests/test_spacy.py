@@ -49,6 +49,16 @@ def test_batches_are_read_at_once(saved, monkeypatch):
     monkeypatch.setattr(ens, 'get_preds', lambda texts, **kwargs: sizes.append(len(texts)) or real(texts=texts, **kwargs))
     assert len(list(nlp.pipe(iter(texts), batch_size=16)))==40 and sizes==[16,16,8]
 
+def test_the_folder_of_a_run(saved, tmp_path):
+    "As the commands take it: the folder that has the model as its `model`; and the pipeline takes that along"
+    shutil.copytree(saved, tmp_path/'run'/'model')
+    nlp,wanted = pipeline(tmp_path/'run'),cats(pipeline(saved))
+    assert cats(nlp)==wanted
+    nlp.to_disk(tmp_path/'nlp')
+    shutil.rmtree(tmp_path/'run')
+    assert cats(spacy.load(tmp_path/'nlp'))==wanted
+    assert cats(spacy.blank('en').from_config(nlp.config, meta=nlp.meta).from_bytes(nlp.to_bytes()))==wanted
+
 def test_other_answers_stay(saved):
     nlp = pipeline(saved)
     doc = nlp.make_doc('A good cat')

@@ -14,6 +14,7 @@ from spacy.pipeline import Pipe
 from spacy.scorer import Scorer
 from ..core import *
 from ..core import patch
+from ..folder import *
 from ..ensemble import *
 from ..export import *
 
@@ -22,7 +23,7 @@ class UlmfitCategorizer(Pipe):
     "A component that fills `doc.cats` with the probability of each class"
     def __init__(self,
         name:str='ulmfit', # What the component is called in its pipeline
-        model=None, # Model folder; None: there is no model until `from_disk` or `from_bytes` brings it
+        model=None, # Model folder, or the folder of a run; None: there is no model until `from_disk` or `from_bytes` brings it
         quantize:bool=False, # Compute in 8-bit integers, on the CPU?
         device:str=None, # Where to compute; None: the GPU if there is one and not `quantize`, else the CPU
     ):
@@ -93,12 +94,12 @@ def to_disk(self:UlmfitCategorizer,
 
 @patch
 def from_disk(self:UlmfitCategorizer,
-    path, # Model folder
+    path, # Model folder, or the folder of a run
     *,
     exclude=(), # For spaCy; there is nothing to leave out
 ) -> UlmfitCategorizer: # Itself
     "Read a model. Raises `UlmfitError` where `path` is none, or is damaged"
-    self._ensemble = load_ulmfit(path, self.quantize, self.device)
+    self._ensemble = load_ulmfit(model_folder(path), self.quantize, self.device)
     return self
 
 # %% ../../nbs/41_integrations.spacy.ipynb #94799104
@@ -128,7 +129,7 @@ _inside = 'ulmfit' # in `meta.json` of a pipeline: folders whose models are insi
 def make_ulmfit(
     nlp:Language, # The pipeline
     name:str, # What the component is called in it
-    model:Optional[str], # Model folder; None: `from_disk` or `from_bytes` brings the model
+    model:Optional[str], # Model folder, or the folder of a run; None: `from_disk` or `from_bytes` brings the model
     quantize:bool, # Compute in 8-bit integers, on the CPU?
     device:Optional[str], # Where to compute; None: the GPU if there is one and not `quantize`, else the CPU
 ) -> UlmfitCategorizer:
