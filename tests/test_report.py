@@ -59,7 +59,7 @@ def test_numbers_are_scikit_learns(fwd):
 
 def test_what_is_right_at_a_confidence():
     table = abstention([.95,.92,.6,.5], [True,False,True,False], [0,.9,.96])
-    assert table.texts.tolist()==[4,2,0] and table.answered.tolist()==[1,.5,0] and table.right[:2].tolist()==[.5,.5] and np.isnan(table.right[.96])
+    assert table.texts.tolist()==[4,2,0] and table.answered.tolist()==[1,.5,0] and table.right.iloc[:2].tolist()==[.5,.5] and np.isnan(table.right[.96])
 
 @pytest.mark.parametrize('sure,says', [(1., 'as sure as it should be'), (3., 'too sure of itself'), (.3, 'not sure enough')])
 def test_it_says_whether_it_is_too_sure(fwd, sure, says):

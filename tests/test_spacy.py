@@ -196,3 +196,8 @@ def test_bytes_that_were_cut_or_changed(saved):
     with raises('bytes are no model'): unpack_ulmfit(data[:-30])
     at = data.index(b'"ulmfit_ext classifier"')
     with raises('bytes are no model'): unpack_ulmfit(data[:at]+b'X'+data[at+1:])
+
+def test_its_module_needs_no_torch():
+    "Some versions of spaCy import it with every pipeline, as it is an entry point; where there is no PyTorch they have to go on"
+    code = "import sys; sys.modules['torch'] = None; import ulmfit_ext.integrations.spacy as m; print(m.make_ulmfit.__name__, 'fastai' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.split()==['make_ulmfit','False']

@@ -8,15 +8,13 @@ __all__ = ['UlmfitCategorizer', 'make_ulmfit']
 # %% ../../nbs/41_integrations.spacy.ipynb #6878aee8
 import os
 from typing import Optional
-import spacy,torch
+import spacy
 from spacy.language import Language
 from spacy.pipeline import Pipe
 from spacy.scorer import Scorer
 from ..core import *
 from ..core import patch
 from ..folder import *
-from ..ensemble import *
-from ..export import *
 
 # %% ../../nbs/41_integrations.spacy.ipynb #2c68802a
 class UlmfitCategorizer(Pipe):
@@ -31,8 +29,8 @@ class UlmfitCategorizer(Pipe):
         self._ensemble,self._process = None,os.getpid()
 
     @property
-    def ensemble(self) -> BidirEnsemble:
-        "The classifier, read from its folder when first needed. Raises `UlmfitError` where that is none"
+    def ensemble(self):
+        "The classifier, a `BidirEnsemble`, read from its folder when first needed. Raises `UlmfitError` where that is none"
         if self._ensemble is None:
             if self.model is None:
                 raise UlmfitError(f"The component '{self.name}' has no model: nlp.add_pipe('ulmfit', config={{'model': PATH}})")
@@ -49,6 +47,7 @@ class UlmfitCategorizer(Pipe):
 def _fill(self:UlmfitCategorizer, docs):
     "Fill `doc.cats` of some documents"
     if self._process!=os.getpid(): # one of `n_process`
+        import torch
         torch.set_num_threads(1)
         self._process = os.getpid()
     probs,_ = self.ensemble.get_preds(texts=[o.text for o in docs], progress=False) # (documents, classes)
@@ -99,6 +98,7 @@ def from_disk(self:UlmfitCategorizer,
     exclude=(), # For spaCy; there is nothing to leave out
 ) -> UlmfitCategorizer: # Itself
     "Read a model. Raises `UlmfitError` where `path` is none, or is damaged"
+    from ulmfit_ext.export import load_ulmfit
     self._ensemble = load_ulmfit(model_folder(path), self.quantize, self.device)
     return self
 
@@ -109,6 +109,7 @@ def to_bytes(self:UlmfitCategorizer,
     exclude=(), # For spaCy; there is nothing to leave out
 ) -> bytes:
     "The model folder as bytes"
+    from ulmfit_ext.export import pack_ulmfit
     return pack_ulmfit(self.ensemble)
 
 @patch
@@ -118,6 +119,7 @@ def from_bytes(self:UlmfitCategorizer,
     exclude=(), # For spaCy; there is nothing to leave out
 ) -> UlmfitCategorizer: # Itself
     "Read a model. Raises `UlmfitError` where `data` is none, or is damaged"
+    from ulmfit_ext.export import unpack_ulmfit
     self._ensemble = unpack_ulmfit(data, self.quantize, self.device)
     return self
 
