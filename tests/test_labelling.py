@@ -203,7 +203,7 @@ def test_all_voices_are_explained(trained):
     assert np.corrcoef(why.table.contribution, deleted.table.contribution)[0,1]>.5
     loaded = load_ulmfit(trained.path/'model').explain(text, 'pos')
     assert np.allclose(loaded.table.contribution, why.table.contribution, atol=1e-4)
-    assert text[slice(*why.table.set_index('token').loc['lovely',['start','end']])]=='lovely'
+    assert text[slice(*map(int, why.table.set_index('token').loc['lovely',['start','end']]))]=='lovely'
 
 def test_it_is_shown_as_it_was_written(trained, tmp_path):
     why  = trained.ensemble.explain('a <b>lovely</b> film & "plot"')

@@ -64,7 +64,8 @@ def earlier_run(
     try:
         facts = _read_facts(path)
         if facts.pop('rows_sha256')!=file_sha256(path/_rows): return None
-        rows = [json.loads(o) for o in (path/_rows).read_text(encoding='utf-8').split('\n') if o]
+        lines = (path/_rows).read_text(encoding='utf-8')
+        rows = [json.loads(o) for o in lines.split('\n') if o]
         read = np.load(plain_file(path/_read), allow_pickle=False)
         return EarlierRun(path, **facts, rows=pd.DataFrame(rows, columns=['text','label','held_out'], dtype=object), read=read)
     except (OSError,UlmfitError,ValueError,LookupError,TypeError,AttributeError): return None

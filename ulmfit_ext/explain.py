@@ -16,7 +16,6 @@ from .mixture import *
 from .reader import *
 from .model import *
 from .ensemble import *
-from .voices import *
 
 # %% ../nbs/37_explain.ipynb #eda75588
 def _small_letters(text):
@@ -206,13 +205,3 @@ def explain(self:BidirEnsemble,
     spans = token_spans(text, tokens)
     table = pd.DataFrame(dict(token=tokens, start=[a for a,_ in spans], end=[b for _,b in spans], contribution=found))
     return Explanation(text, names[k], float(probs[k]), table)
-
-# %% ../nbs/37_explain.ipynb #f1734572
-@patch
-def explain(self:Answering,
-    text:str, # A raw text
-    label=None, # The class to explain; None: the likeliest
-    **kwargs # `how` and `n_steps` of `BidirEnsemble.explain`
-) -> Explanation: # As of `BidirEnsemble.explain`
-    "What each token adds to the log odds of a class: `BidirEnsemble.explain`"
-    return self.ensemble.explain(text, label, **kwargs)

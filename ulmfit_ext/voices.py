@@ -111,6 +111,15 @@ def label_file(self:Answering,
     return self.ensemble.label_file(path, out, **kwargs)
 
 @patch
+def explain(self:Answering,
+    text:str, # A raw text
+    label=None, # The class to explain; None: the likeliest
+    **kwargs # `how` and `n_steps`
+): # An `Explanation`
+    "What each token adds to the log odds of a class: `BidirEnsemble.explain`, of the module `explain`"
+    return self.ensemble.explain(text, label, **kwargs)
+
+@patch
 @delegates(BidirEnsemble.to_onnx)
 def to_onnx(self:Answering,
     path, # Folder to write

@@ -365,7 +365,7 @@ _beginning = 2**16 # bytes that are looked at
 def _peekable(f):
     "The binary file `f`, with a method `peek`; unzipped where it is gzipped"
     f = f if hasattr(f, 'peek') else io.BufferedReader(f)
-    return io.BufferedReader(gzip.open(f)) if f.peek(2)[:2]==b'\x1f\x8b' else f
+    return io.BufferedReader(gzip.open(f, 'rb')) if f.peek(2)[:2]==b'\x1f\x8b' else f
 
 @patch
 def _look(self:TableFile):

@@ -54,7 +54,7 @@ class KeptTable:
         self.rows += len(df)
         self.facts = facts
         said = dict(about=self.about, rows=self.rows, size=self.file.stat().st_size, columns=self.table.columns, facts=facts)
-        with atomic_write(self.folder/'done.json') as tmp: tmp.write_text(json.dumps(said))
+        with atomic_write(self.folder/'done.json') as tmp: tmp.write_text(json.dumps(said), encoding='utf-8')
 
     def finish(self):
         "Give the file its name"
