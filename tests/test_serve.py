@@ -295,7 +295,8 @@ def test_port_in_use(saved, tmp_path):
 def test_a_session(saved):
     "It says where it is, is called by the folder of the run, answers there, and ends with Ctrl-C"
     run = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', 'from ulmfit_ext.cli import main; main()', 'serve', str(saved), '--port', '0'],
-                           cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                           cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) # a shell's background jobs ignore it
     try:
         url = re.match(r'http://127\.0\.0\.1:\d+', run.stdout.readline())[0]
         assert httpx.get(url+'/api/model').json()['name']=='pets'
