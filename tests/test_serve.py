@@ -1,18 +1,16 @@
 "The page that answers: the same as `predict_df`, limits, who may ask, several at a time"
 import io,os,re,signal,socket,subprocess,sys,threading
 from concurrent.futures import ThreadPoolExecutor,as_completed
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np,pandas as pd,pytest
-from made_up import make_df,make_texts
+from made_up import make_df,make_ensemble,make_texts
 from typer.testing import CliRunner
 from ulmfit_ext.cli import app
-from ulmfit_ext.classifier import ulmfit_classifier
 from ulmfit_ext.core import UlmfitError
-from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit
 from ulmfit_ext.integrations import serve
-from ulmfit_ext.words import BagOfWords
 pytest.importorskip('fastapi')
 import httpx,uvicorn
 from fastapi.testclient import TestClient
@@ -21,42 +19,38 @@ root  = Path(__file__).parents[1]
 texts = ['A good cat', 'Unknown wörds 😀', 'line\nbreak, and "quotes"', '', *make_texts(20, seed=1, longest=60)]
 evil  = '<img src=x onerror="alert(1)">'
 
-def make(path, df, **kwargs):
-    dls = ulmfit_dls(df, path=path, seed=0, bs=8, bptt=20, min_freq=1, **kwargs)
-    learns = [ulmfit_classifier(o, dict(emb_sz=8, n_hid=12, n_layers=2), .3, bptt=20) for o in (dls.clas_fwd,dls.clas_bwd)]
-    for learn in learns:
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.02)
-    bag = BagOfWords.fit(dls.tokens(dls.train_idx), [dls.y[i] for i in dls.train_idx], dls.classes, dls.multi)
-    return BidirEnsemble(*learns, words=bag)
-
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     "A model with three voices, of whose classes one is a piece of HTML"
     tmp,df = tmp_path_factory.mktemp('saved'),make_df(longest=20)
-    return make(tmp, df.replace('neg', evil)).save(tmp/'pets'/'model')
+    return make_ensemble(tmp, df.replace('neg', evil)).save(tmp/'pets'/'model')
 @pytest.fixture(scope='module')
 def ens(saved): return load_ulmfit(saved)
 @pytest.fixture(scope='module')
 def multi(tmp_path_factory):
     tmp,df = tmp_path_factory.mktemp('multi'),make_df()
     df['label'] = [';'.join(o for o in ('cat','dog','bird') if o in t) or ';' for t in df.text]
-    return load_ulmfit(make(tmp, df, label_delim=';').save(tmp/'model'))
+    return load_ulmfit(make_ensemble(tmp, df, label_delim=';').save(tmp/'model'))
 
 def client(ens, hosts=None, **limits):
     return TestClient(serve.make_app(ens, 'pets', serve.Limits(**limits), hosts), base_url='http://127.0.0.1')
 @pytest.fixture(scope='module')
 def web(ens): return client(ens)
 
-@pytest.fixture
-def url(ens):
+@contextmanager
+def running(app):
     "The address of a real server in a thread"
-    server = uvicorn.Server(uvicorn.Config(serve.make_app(ens, 'pets'), log_level='error'))
+    server = uvicorn.Server(uvicorn.Config(app, log_level='error'))
     with serve._listening('127.0.0.1', 0) as sock:
         thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]))
         thread.start()
         yield f'http://127.0.0.1:{sock.getsockname()[1]}'
         server.should_exit = True
         thread.join()
+
+@pytest.fixture
+def url(ens):
+    with running(serve.make_app(ens, 'pets')) as res: yield res
 
 def close(a, b): np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), atol=2e-6)
 def says(response, status, *words):
@@ -101,7 +95,7 @@ def test_several_labels(multi):
 def test_labels_that_are_numbers(tmp_path):
     "They are numbers in the answer, and strings where they name something"
     df  = make_df().replace(dict(neg=0, pos=1))
-    web = client(load_ulmfit(make(tmp_path, df.astype(dict(label=int))).save(tmp_path/'model')))
+    web = client(load_ulmfit(make_ensemble(tmp_path, df.astype(dict(label=int))).save(tmp_path/'model')))
     said = web.post('/api/predict', json=dict(texts=['a cat'])).json()['answers'][0]
     assert said['label'] in (0,1) and type(said['label']) is int and set(said['probabilities'])=={'0','1'}
     assert web.get('/api/model').json()['classes']==['0','1']

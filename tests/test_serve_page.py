@@ -4,9 +4,8 @@ from pathlib import Path
 import pandas as pd,pytest
 pytest.importorskip('fastapi')
 pytest.importorskip('playwright')
-import uvicorn
 from playwright.sync_api import expect,sync_playwright
-from test_serve import ens,evil,saved,texts
+from test_serve import ens,evil,running,saved,texts
 from ulmfit_ext.integrations import serve
 
 browser_path = shutil.which('chromium') or shutil.which('google-chrome')
@@ -15,13 +14,7 @@ pictures = os.environ.get('SERVE_PICTURES')   # a folder for what the browser sh
 
 @pytest.fixture(scope='module')
 def url(ens):
-    server = uvicorn.Server(uvicorn.Config(serve.make_app(ens, 'pets', serve.Limits(chars=2000, mb=1, explained=1000)), log_level='error'))
-    with serve._listening('127.0.0.1', 0) as sock:
-        thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]))
-        thread.start()
-        yield f'http://127.0.0.1:{sock.getsockname()[1]}'
-        server.should_exit = True
-        thread.join()
+    with running(serve.make_app(ens, 'pets', serve.Limits(chars=2000, mb=1, explained=1000))) as res: yield res
 
 @pytest.fixture(scope='module')
 def chromium():

@@ -2,28 +2,16 @@
 import os,shutil,sys
 import numpy as np,pandas as pd,pytest
 import ulmfit_ext.integrations.spark as S
-from made_up import make_df,make_texts
-from ulmfit_ext.classifier import ulmfit_classifier
+from made_up import make_df,make_ensemble,make_texts
 from ulmfit_ext.core import UlmfitError
-from ulmfit_ext.data import ulmfit_dls
-from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit,pack_ulmfit
-from ulmfit_ext.words import BagOfWords
 
 def raises(match): return pytest.raises(UlmfitError, match=match)
-
-def make(path, df):
-    dls = ulmfit_dls(df, path=path, seed=0, bs=8, bptt=20, min_freq=1)
-    learns = [ulmfit_classifier(o, dict(emb_sz=8, n_hid=12, n_layers=2), .3, bptt=20) for o in (dls.clas_fwd,dls.clas_bwd)]
-    for learn in learns:
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.02)
-    bag = BagOfWords.fit(dls.tokens(dls.train_idx), [dls.y[i] for i in dls.train_idx], dls.classes, dls.multi)
-    return BidirEnsemble(*learns, words=bag)
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('saved')
-    return make(tmp, make_df()).save(tmp/'model')
+    return make_ensemble(tmp, make_df()).save(tmp/'model')
 
 @pytest.fixture(scope='module')
 def spark():
@@ -57,7 +45,7 @@ def test_row_by_row(spark, saved):
 def test_labels_are_of_the_type_they_were(spark, tmp_path):
     df  = make_df()
     for name,label,kind in (('stars', df.label.map(dict(pos=5, neg=1)), 'bigint'), ('flags', df.label=='pos', 'boolean'), ('many', df.label.map(lambda o: [o]), 'array<string>')):
-        ens = make(tmp_path/name, df.assign(label=label))
+        ens = make_ensemble(tmp_path/name, df.assign(label=label))
         out = S.predict_spark(spark.createDataFrame(df[['text']][:8]), ens)
         assert dict(out.dtypes)['label']==kind
         assert [list(o) if name=='many' else o for o in out.toPandas().label]==ens.predict_df(df[:8][['text']]).label.tolist()

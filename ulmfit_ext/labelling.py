@@ -21,6 +21,7 @@ from .scores import *
 from .folder import *
 from .reader import *
 from .model import *
+from .labelled import *
 from .ensemble import *
 from .export import *
 
@@ -156,7 +157,7 @@ def _asked(ens, df, text_col, label_col, rows, probs):
     "The table of what to ask about"
     res = df.iloc[rows].copy()
     if label_col not in res: res[label_col] = None
-    sure = torch.maximum(probs, 1-probs).amin(1) if ens.multi else probs.amax(1)
+    sure = confidence(probs, ens.multi)
     guess = pd.Series(ens.first.labels(ens.first.decisions(probs)), dtype=object).values
     news = dict(row=rows, guess=guess, confidence=sure.numpy().round(4))
     for name in [o for o in news if o in res]: res = res.drop(columns=name)   # of an earlier call
