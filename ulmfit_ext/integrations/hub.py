@@ -200,7 +200,6 @@ def model_card(
     label_delim:str=None, # What stands between several labels of a text; None: as in the training, or they are lists
 ) -> str: # Markdown, with what a hub reads at the top
     "The card of a classifier. Raises `UlmfitError` where `model` is none, or a table does not fit it"
-    from ulmfit_ext.labelling import as_ensemble   # imports fastai, without which a model can be fetched
     ens = as_ensemble(model)
     sets,facts,said = _known_of_training(model, ens)
     for key,df in (('training', train), ('testing', test)):
@@ -246,7 +245,6 @@ def push_to_hub(
     **facts # What else `model_card` takes: `train`, `test`, `licence`, `languages`, `about` …
 ) -> str: # Address of the commit
     "Put a model on a hub. Raises `UlmfitError` where it cannot be done"
-    from ulmfit_ext.labelling import as_ensemble
     hub = _hub()
     _check_id(repo_id)
     ens = as_ensemble(model)
