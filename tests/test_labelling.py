@@ -1,8 +1,10 @@
 "What to label next, what looks wrong, rare classes, and why a label: from outside"
 import json,random,warnings
+from pathlib import Path
 import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import CrossEntropyLossFlat,ProgressCallback,defaults,set_seed
 from typer.testing import CliRunner
+from ulmfit_ext import export,labelling
 from ulmfit_ext.cli import app
 from ulmfit_ext.core import UlmfitError
 from ulmfit_ext.classifier import class_weights,ulmfit_classifier
@@ -136,6 +138,17 @@ def test_commands(trained, tmp_path):
     assert res.exit_code==0 and res.stdout.splitlines()[0]=='text,label,row,suggested,doubt,reason' and ',pos,60,' in res.stdout
     res = _run('check', trained.path, tmp_path/'some.csv', '--label', 'labels')
     assert res.exit_code==1 and '--label' in res.stderr.splitlines()[-1]
+
+def test_a_check_reads_the_model_once(trained, tmp_path, monkeypatch):
+    read = []
+    for name,module in (('read_models',export),('load_lm',labelling)):
+        def _counted(path, *args, _f=getattr(module, name)):
+            read.append(Path(path).parent)
+            return _f(path, *args)
+        monkeypatch.setattr(module, name, _counted)
+    reviews(60, 8).to_csv(tmp_path/'some.csv', index=False)
+    res = CliRunner().invoke(app, ['check', str(trained.path), str(tmp_path/'some.csv')], prog_name='ulmfit')
+    assert res.exit_code==0 and read==[trained.path, trained.path/'lm', trained.path/'lm']   # the model, and its language models
 
 # ---- rare classes
 

@@ -254,9 +254,9 @@ def check(
     check_not_input(out, file)
     with table_writer(out) as write:
         with redirect_stdout(sys.stderr):
-            df,delim = read_table(file, sep=sep, encoding=encoding),_load_model(model, False).delim(label_delim)
-            found = find(model, df, text, label, label_delim, unseen, lm)
-        write(found, delim or ',')
+            df,ens = read_table(file, sep=sep, encoding=encoding),_load_model(model, False)
+            found = find(ens, df, text, label, label_delim, unseen, lm)
+        write(found, ens.delim(label_delim) or ',')
     if out: print(f'{len(found):,} labels look wrong, in {out}', file=sys.stderr)
 
 # %% ../nbs/42_cli.ipynb #bdcb2e4d

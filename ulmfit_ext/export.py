@@ -30,7 +30,9 @@ def load_ulmfit(
     if quantize and device is None: device = 'cpu'
     models = read_models(path, device)
     words,mixture = read_words(path)
-    return BidirEnsemble(*models, words=words, quantize=quantize, mixture=mixture)
+    res = BidirEnsemble(*models, words=words, quantize=quantize, mixture=mixture)
+    res.path = as_path(path)   # the run that made it may be around it
+    return res
 
 # %% ../nbs/34_export.ipynb #367885ce
 def _unzip(data, folder):
