@@ -7,6 +7,7 @@ import ulmfit_ext.lm as lm,ulmfit_ext.weights as weights
 from fastcore.docments import docments
 from ulmfit_ext import cli
 from ulmfit_ext.cli import app
+from ulmfit_ext.export import load_ulmfit
 from ulmfit_ext.text.tables import read_table
 
 root = Path(__file__).resolve().parent.parent
@@ -462,6 +463,17 @@ def test_broken_model(home, model, tmp_path, name, how):
     else: (bad/name).write_bytes(dict(empty=b'', cut=(bad/name).read_bytes()[:100], other=b'{"a": 1}')[how])
     last = fails('predict {} {}', bad, home/'more.csv', says=str(bad))
     assert '--debug' not in last, 'an error that was foreseen'
+
+@pytest.mark.parametrize('line', ['predict {} {}', 'evaluate {} {}', 'suggest {} {}', 'check {} {}', 'serve {}'])
+def test_a_folder_for_onnx(home, model, tmp_path, line):
+    "No command reads it; what is said is for the shell"
+    pytest.importorskip('onnx')
+    said = fails(line, load_ulmfit(model).to_onnx(tmp_path/'graphs'), home/'more.csv', says='Give the folder of the model that it was made from')
+    assert 'read it with' not in said
+
+def test_a_folder_that_is_no_model(home, tmp_path):
+    assert fails('predict {} {}', tmp_path, home/'more.csv', says='is not a model').endswith('Give the folder that ulmfit train made')
+    assert 'DataFrame' not in fails('train {}', csv(tmp_path/'a.doc', reviews()), says='name it .csv')
 
 def test_broken_pieces(home, tmp_path):
     "A finished piece that cannot be read is trained again, with a note; the others are read"

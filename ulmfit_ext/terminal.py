@@ -146,9 +146,13 @@ def _ulmfit(version:Annotated[bool, _version_option]=False):
 _option_of = {facts.library: '--'+name.replace('_','-') for name,facts in _facts.items() if facts.library}
 _option_of['pretrain_lm'] = 'ulmfit pretrain'
 
+_for_python = {', or label_col=None to train language models only': '', ', or pass a DataFrame': '',
+               'the folder that `save` made': 'the folder that ulmfit train made',
+               'read it with `load_onnx`': 'that is for `load_onnx` in Python. Give the folder of the model that it was made from'}
+
 def _as_options(msg):
-    "`msg` with the names of parameters as those of options"
-    msg = msg.replace(', or label_col=None to train language models only', '')   # that is not for the command
+    "`msg` with the names of parameters as those of options, and without what is for Python alone"
+    for said,instead in _for_python.items(): msg = msg.replace(said, instead)
     def _option(m):
         name,equals = m.groups()
         is_parameter = equals or '_' in name   # else it may be an English word, such as directions
