@@ -12,7 +12,10 @@ from sklearn.utils.validation import check_is_fitted
 from made_up import make_df
 from ulmfit_ext.core import UlmfitError
 from ulmfit_ext.export import load_ulmfit
+from ulmfit_ext.integrations.hub import model_card
 from ulmfit_ext.integrations.sklearn import UlmfitClassifier
+from ulmfit_ext.labelling import check,suggest
+from ulmfit_ext.report import report
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
 
@@ -32,6 +35,17 @@ def test_answers(fitted, df):
     assert fitted.classes_.tolist()==['neg','pos'] and probs.shape==(60,2) and np.allclose(probs.sum(1), 1, atol=1e-12)
     assert (fitted.predict(df.text)==fitted.classes_[probs.argmax(1)]).all() and fitted.score(df.text, df.label)>.7
     assert (fitted.ensemble_.predict_df(df.text).label.to_numpy()==fitted.predict(df.text)).all()
+
+def test_what_takes_a_model_takes_the_estimator(fitted, df, tmp_path):
+    "A report, what to label next, what looks wrong and a card are those of its ensemble"
+    more,ens = make_df(40, seed=5),fitted.ensemble
+    assert str(report(fitted, more))==str(report(ens, more)) and report(fitted, more).n==40
+    assert suggest(fitted, more.text, 3).equals(suggest(ens, more.text, 3))
+    assert check(fitted, df, lm=None).equals(check(ens, df, lm=None))
+    assert model_card(fitted)==model_card(ens)
+    for f in (report, suggest, check, model_card):
+        with pytest.raises(NotFittedError): f(tiny(), df)
+    with fails('texts as texts=|no data'): report(fitted) # it keeps none to validate with
 
 def test_texts_as_they_come(fitted, df):
     want = fitted.predict_proba(df.text)

@@ -1051,6 +1051,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                         'ulmfit_ext/integrations/sklearn.py'),
                                                  'ulmfit_ext.integrations.sklearn.UlmfitClassifier._more_tags': ( 'integrations.sklearn.html#ulmfitclassifier._more_tags',
                                                                                                                   'ulmfit_ext/integrations/sklearn.py'),
+                                                 'ulmfit_ext.integrations.sklearn.UlmfitClassifier.ensemble': ( 'integrations.sklearn.html#ulmfitclassifier.ensemble',
+                                                                                                                'ulmfit_ext/integrations/sklearn.py'),
                                                  'ulmfit_ext.integrations.sklearn.UlmfitClassifier.fit': ( 'integrations.sklearn.html#ulmfitclassifier.fit',
                                                                                                            'ulmfit_ext/integrations/sklearn.py'),
                                                  'ulmfit_ext.integrations.sklearn.UlmfitClassifier.load': ( 'integrations.sklearn.html#ulmfitclassifier.load',

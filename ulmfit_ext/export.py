@@ -70,11 +70,11 @@ def unpack_ulmfit(
 
 # %% ../nbs/34_export.ipynb #b6c2fba7
 def as_ensemble(
-    model, # A `BidirEnsemble`, a trained `ULMFiT`, or the path of a model folder
+    model, # A trained `ULMFiT` or `UlmfitClassifier`, a `BidirEnsemble`, or the path of a model folder
 ) -> BidirEnsemble:
     "The classifiers of `model` as one. Raises `UlmfitError` where there are none"
     if isinstance(model, BidirEnsemble): return model
     if isinstance(model, (str,Path)): return load_ulmfit(model_folder(model))
-    if hasattr(model, 'ensemble'): return model.ensemble
+    if hasattr(type(model), 'ensemble'): return model.ensemble # which raises where nothing is trained
     raise UlmfitError(f"model is a {type(model).__name__}: "
                       "pass a `BidirEnsemble`, a trained `ULMFiT` or the path of a model folder")

@@ -107,7 +107,7 @@ def _to_ask(texts, known):
 
 # %% ../nbs/38_labelling.ipynb #dca74e5f
 def suggest(
-    model, # A `BidirEnsemble`, a trained `ULMFiT`, or the path of a model folder
+    model, # A trained `ULMFiT` or `UlmfitClassifier`, a `BidirEnsemble`, or the path of a model folder
     df, # Texts: a table or its file, a list, any iterable of `str`
     n:int=50, # How many to ask about
     text_col:str='text', # Column that holds the texts
@@ -251,7 +251,7 @@ def _held_out(ens, texts, targs, lms):
 
 # %% ../nbs/38_labelling.ipynb #a9c5999a
 def check(
-    model, # A `BidirEnsemble`, a trained `ULMFiT`, or the path of a model folder
+    model, # A trained `ULMFiT` or `UlmfitClassifier`, a `BidirEnsemble`, or the path of a model folder
     df, # Labelled texts: a table or its file. Rows without a label are left out
     text_col:str='text', # Column that holds the texts
     label_col:str='label', # Column that holds the labels

@@ -21,7 +21,6 @@ from .mixture import *
 from .scores import *
 from .ensemble import *
 from .export import *
-from .folder import *
 from .measures import *
 from .page import *
 
@@ -360,7 +359,7 @@ def _validation_title(model, n):
     return f'Validation, {n:,} texts' + (', before all labels were learned from' if getattr(model, 'held_out', None) else '')
 
 def report(
-    model, # A trained `ULMFiT`, a `BidirEnsemble`, or the path of a model folder
+    model, # A trained `ULMFiT` or `UlmfitClassifier`, a `BidirEnsemble`, or the path of a model folder
     df=None, # Labelled texts: a DataFrame, or the path of a table; rows without a label are left out. None: the validation texts
     path=None, # HTML file to write, too
     text_col:str='text', # Column of `df` that holds the texts
@@ -372,12 +371,11 @@ def report(
 ) -> Report: # Its `judgement` is a sentence, its `voices`, `classes`, `confused`, `abstention` and `mistakes` are tables
     "How good a model is. Raises `UlmfitError` where there is nothing to score, or `path` cannot be written"
     with (new_file(as_path(path)) if path else nullcontext()) as tmp:
-        if isinstance(model, (str,Path)): model = load_ulmfit(model_folder(model))
-        ens,texts = getattr(model, 'ensemble', model),None
+        ens,texts = as_ensemble(model),None
         if df is None:
             if getattr(model, 'sides', True)==():
                 raise UlmfitError('A model that was read from disk has no validation texts: pass labelled texts as df')
-            said = model.answers()
+            said = (model if hasattr(model, 'answers') else ens).answers()
             if hasattr(model, 'dls') and show_texts: texts = _validation_texts(model)
             title = title or _validation_title(model, len(said.targs))
         else:

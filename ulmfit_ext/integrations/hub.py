@@ -188,7 +188,7 @@ No code is run on loading: the files are JSON and safetensors, and are compared 
 
 # %% ../../nbs/41_integrations.hub.ipynb #46f89f00
 def model_card(
-    model, # A trained `ULMFiT`, a `BidirEnsemble`, or a model folder
+    model, # A trained `ULMFiT` or `UlmfitClassifier`, a `BidirEnsemble`, or the path of a model folder
     name:str='model', # What it is called, as on the hub: `user/model`
     train=None, # Table of the training texts, to count its labels, where `model` does not know them; rows without one are left out
     test=None, # Table of labelled texts that the model has not seen, to score it on; rows without a label are left out
@@ -234,7 +234,7 @@ def _check_id(repo_id):
     except (ValueError,TypeError) as e: raise UlmfitError(f"{repo_id!r} is no name for a hub ({e}): write user/model") from None
 
 def push_to_hub(
-    model, # A trained `ULMFiT`, a `BidirEnsemble`, or a model folder
+    model, # A trained `ULMFiT` or `UlmfitClassifier`, a `BidirEnsemble`, or the path of a model folder
     repo_id:str, # Where to put it: `user/model`. Made where it is not there
     card:str=None, # The text of `README.md`; None: what `model_card` says of `model`; '': the one that is there stays
     private:bool=None, # Make the repository private? None: as the hub does

@@ -137,11 +137,16 @@ def predict_proba(self:UlmfitClassifier,
     X, # Texts, as for `fit`
 ) -> np.ndarray: # Shape (texts, classes), in the order of `classes_`
     "The probability of each class. Raises `NotFittedError` before `fit`"
-    check_is_fitted(self)
-    names,texts = self.ensemble_.classes,_as_column(X)
+    names,texts = self.ensemble.classes,_as_column(X)
     places = [names.index(label_name(o)) for o in self.classes_.tolist()]
     probs  = self.ensemble_.get_preds(texts=texts, progress=self.verbose)[0].double().numpy()[:,places] # (texts, classes)
     return probs/probs.sum(1, keepdims=True) # to the last bit of 64
+
+@patch(as_prop=True)
+def ensemble(self:UlmfitClassifier):
+    "The trained `BidirEnsemble`, for `report`, `suggest`, `check` and `model_card`, which take the estimator too"
+    check_is_fitted(self)
+    return self.ensemble_
 
 @patch
 def predict(self:UlmfitClassifier,
