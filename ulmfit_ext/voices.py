@@ -12,7 +12,6 @@ from .core import *
 from .data import *
 from .checkpoint import *
 from .words import *
-from .mixture import *
 from .scores import *
 from .ensemble import *
 from .label_file import *
@@ -54,12 +53,11 @@ def tell_words(
 def weigh_voices(
     ens:BidirEnsemble, # Whose voices are weighed; of one without counted words nothing is said
 ):
-    "Find on the validation texts how much each voice counts, and say who won"
+    "Find on the validation texts how much each voice counts, and say it"
     if ens.words is None: return
     said = ens.answers()
-    shares = shares_right(together(said.outs, ens.weigh(said).mixture, ens.multi), said.targs, ens.multi)
-    counts = ', '.join(f'{k} {w:.2f}' for k,w in ens.mixture.weights.items())
-    print(f'{len(said.targs):,} validation texts, which chose the weights too: {verdict(shares, ens.multi)} Weights: {counts}')
+    counts = ', '.join(f'{k} {w:.2f}' for k,w in ens.weigh(said).mixture.weights.items())
+    print(f'Weights of the voices, by {len(said.targs):,} validation texts: {counts}')
     if doubling := ens.words.choices.get('doubling'): print(doubling)
 
 # %% ../nbs/36_voices.ipynb #689f7a35
