@@ -14,10 +14,12 @@ from ulmfit_ext.core import UlmfitError,sealed
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit,save_ulmfit
+from ulmfit_ext.lm import lm_learner
 from ulmfit_ext.model import TextModel
 from ulmfit_ext.predict import Predictor
 from ulmfit_ext.text.loaders import clas_dls
 from ulmfit_ext.text.tokens import TextProcessor
+from ulmfit_ext.weights import save_lm
 from ulmfit_ext.words import BagOfWords
 
 tiny  = dict(emb_sz=8, n_hid=12, n_layers=2)
@@ -90,7 +92,7 @@ def test_one_direction(ens, tmp_path, i):
     assert {o.name for o in path.iterdir()}=={'config.json','vocab.json',['fwd','bwd'][i]+'.safetensors'}
     assert same(load_ulmfit(path), one) and list(load_ulmfit(path).learners)==[['forward','backward'][i]]
 
-@pytest.mark.parametrize('kwargs', [dict(drop_mult=0.), dict(lin_ftrs=[7,5,3], ps=[.1,0.,.2]), dict(bptt=7, max_len=30), dict(config={**tiny, 'n_layers':3, 'embed_p':.11}),
+@pytest.mark.parametrize('kwargs', [dict(drop_mult=0.), dict(lin_ftrs=[7,5,3], ps=[.1,0.,.2]), dict(bptt=7, max_len=30), dict(config={**tiny, 'n_layers':3, 'embed_p':.11}), dict(config={**tiny, 'n_layers':1}),
                                     dict(loss_func=LabelSmoothingCrossEntropyFlat())])
 def test_all_settings_come_back(ens, tmp_path, kwargs):
     one    = BidirEnsemble(ulmfit_classifier(ens.fwd.dls, **{'config':tiny, 'bptt':20, **kwargs}))
@@ -98,6 +100,14 @@ def test_all_settings_come_back(ens, tmp_path, kwargs):
     again  = loaded.fwd.to_learner()
     assert same(loaded, one) and same(BidirEnsemble(again), one) and TextModel.from_learner(again).config==TextModel.from_learner(one.fwd).config
     assert [(type(m), m.p) for m in again.model.modules() if hasattr(m, 'p')]==[(type(m), m.p) for m in one.fwd.model.modules() if hasattr(m, 'p')]
+
+def test_the_encoder_of_a_language_model_of_one_layer(ens, tmp_path):
+    "Its LSTM has the size of the embeddings; `n_hid`, which it has no use for, may be anything"
+    dls,one = ulmfit_dls(make_df(), path=tmp_path, seed=0, bs=8, bptt=20, min_freq=1),{**tiny, 'n_layers':1}
+    save_lm(lm_learner(dls.lm_fwd, one), tmp_path/'lm')
+    clas = ulmfit_classifier(dls.clas_fwd, one, encoder=tmp_path/'lm')
+    assert same(load_ulmfit(BidirEnsemble(clas).save(tmp_path/'m')), BidirEnsemble(clas))
+    with raises('config says emb_sz=9'): ulmfit_classifier(dls.clas_fwd, {**one, 'emb_sz':9}, encoder=tmp_path/'lm')
 
 odd = ['a\nb', 'u\u2028v', 'q"\\,', '😀', '\ud800', ' ', '\x00', 'é', '\x85']
 def test_odd_tokens_and_classes(tmp_path):

@@ -85,7 +85,7 @@ def ulmfit_classifier(
     named  = lm_size(config) # raises for a name or a size that cannot be
     config = named if isinstance(config, str) else config or {}
     wgts,sizes = (None,{}) if encoder is None else _encoder_weights(encoder, dls)
-    for k,v in sizes.items():
+    for k,v in used_sizes(sizes).items() if sizes else ():
         if config.get(k, v)!=v:
             raise UlmfitError(f"config says {k}={config[k]} and the encoder has {v}: "
                               "leave it out of config, or pass no encoder")

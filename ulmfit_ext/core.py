@@ -6,7 +6,7 @@
 __all__ = ['shown', 'UlmfitError', 'listing', 'check_numbers', 'as_path', 'clean_text', 'as_text', 'as_texts', 'temporary_name',
            'naming_file', 'atomic_write', 'rename_folder', 'make_dir', 'check_writable', 'plain_file', 'read_plain',
            'file_sha256', 'load_json', 'sealed', 'check_seal', 'is_class_list', 'save_weights', 'read_weights',
-           'awd_shapes', 'awd_sizes_in', 'load_weights', 'save_figure', 'renews_lock']
+           'awd_shapes', 'awd_sizes_in', 'used_sizes', 'load_weights', 'save_figure', 'renews_lock']
 
 # %% ../nbs/10_core.ipynb #a0000003
 import gc,hashlib,json,math,os,re,stat,threading,uuid,weakref
@@ -383,6 +383,12 @@ def awd_sizes_in(
     n_layers = sum(k.startswith('rnns.') and k.endswith('.weight_hh_l0_raw') for k in shapes)
     sizes = dict(emb_sz=emb[1], n_hid=first[1], n_layers=n_layers)
     return sizes if awd_shapes(emb[0], **sizes).items() <= shapes.items() else None
+
+def used_sizes(
+    sizes:dict, # `emb_sz`, `n_hid`, `n_layers`
+) -> dict:
+    "Those that its weights show: a single layer has `emb_sz` units, whatever `n_hid` is"
+    return {k: n for k,n in sizes.items() if k!='n_hid' or sizes['n_layers']>1}
 
 # %% ../nbs/10_core.ipynb #dd36da0e
 def load_weights(

@@ -325,7 +325,7 @@ def _check_side(c, wgts, n_words, n_classes):
     "Raise a `ValueError` unless what `config.json` says of one direction fits its weights"
     misfit = 'the weights do not fit the model: '
     sizes,said = awd_sizes_in(wgts, '0.module.'),c['config']
-    if sizes is None or sizes!={k: said[k] for k in sizes} or len(wgts['0.module.encoder.weight'])!=n_words:
+    if sizes is None or any(said[k]!=n for k,n in used_sizes(sizes).items()) or len(wgts['0.module.encoder.weight'])!=n_words:
         raise ValueError(f"{misfit}they are {sizes or 'of another kind'}")
     if not all(map(_is_count, c['lin_ftrs'])): raise ValueError('lin_ftrs are no sizes')
     dims = [3*sizes['emb_sz'], *c['lin_ftrs'], n_classes]
