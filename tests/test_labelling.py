@@ -3,6 +3,8 @@ import json,random,warnings
 from pathlib import Path
 import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import CrossEntropyLossFlat,ProgressCallback,defaults,set_seed
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 from ulmfit_ext import export,labelling
 from ulmfit_ext.cli import app
@@ -189,6 +191,35 @@ def test_balance_is_another_training(tmp_path, capsys):
         capsys.readouterr()
         u.fit_classifier(1, recipe='together', **how)
         assert says in capsys.readouterr().out
+
+@pytest.mark.parametrize('multi', [False,True])
+def test_counted_words_are_balanced(multi):
+    "The outputs are those of scikit-learn with `class_weight='balanced'`, and more of the rare class is found"
+    df  = rare(200)
+    labels = df.label if not multi else [['seen','pos'] if o=='pos' else ['seen']*(i%2) for i,o in enumerate(df.label)]
+    plain,even = [BagOfWords.fit(df.text, labels, multi=multi, balance=o) for o in (False,True)]
+    X   = even_features(even, df.text)
+    ours= even.logits(df.text)
+    for j,c in enumerate(even.classes if multi else ['pos']):
+        theirs = LogisticRegression(C=even.choices['C'], max_iter=1000, class_weight='balanced').fit(X, [c in o if multi else o==c for o in labels])
+        assert np.allclose(ours[:,j] if multi else ours[:,1]-ours[:,0], theirs.decision_function(X), atol=1e-3)
+    new = reviews(100, 9)[lambda d: d.label=='pos']
+    found = [sum('pos' in o if multi else o=='pos' for o in bag.predict(new.text)) for bag in (plain,even)]
+    assert found[1]>found[0]
+
+def even_features(bag, texts):
+    "TF-IDF of the terms of `bag`, by scikit-learn"
+    tfidf = TfidfVectorizer(ngram_range=(1,2), sublinear_tf=True, token_pattern=r'\w+|[^\w\s]', lowercase=bag.lowercase, vocabulary=list(bag.number))
+    return tfidf.fit_transform(texts)
+
+def test_balance_is_for_counted_words_too(tmp_path):
+    "In `fit_classifier`, on disk, and in `refit`"
+    u = ULMFiT.from_df(rare(), tmp_path/'u', None, config=tiny, directions='fwd', min_freq=1, seed=1, bs=8)
+    bags = [u.fit_classifier(1, recipe='together', balance=o).bag for o in (False,True,False,True)]
+    same = [torch.equal(bags[0].coef, o.coef) for o in bags]
+    assert same==[True,False,True,False] and torch.equal(bags[1].coef, bags[3].coef)
+    want = BagOfWords.fit(u.dls.tokens(u.dls.labelled), [u.dls.y[i] for i in u.dls.labelled], u.dls.classes, balance=True)
+    assert torch.equal(u.refit().ensemble.words.coef, want.coef)
 
 # ---- why
 

@@ -2050,6 +2050,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ulmfit_ext.words._score': ('words.html#_score', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._targets': ('words.html#_targets', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._tfidf': ('words.html#_tfidf', 'ulmfit_ext/words.py'),
+                                  'ulmfit_ext.words._weights': ('words.html#_weights', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._wrong_words': ('words.html#_wrong_words', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words.held_out_logits': ('words.html#held_out_logits', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words.held_out_words': ('words.html#held_out_words', 'ulmfit_ext/words.py'),

@@ -108,7 +108,7 @@ def train(
     minutes:float=None, # Time for the whole run, shared out between language models and classifiers. If not given: as long as it takes
     epochs:int=None, # Epochs of the classifier. If not given: by the number of labels
     recipe:str='auto', # How the classifier is trained; auto: the better in trials, but gradual if --lr is given
-    balance:bool=False, # Give each class the same weight in training, however rare it is; counted words are not weighted
+    balance:bool=False, # Give each class the same weight in training, however rare it is
     refit:bool=True, # Train once more in the end, on the held-out texts too: up to 5,000 labels, if there is time, and without --valid
     go_on:bool=True, # With other rows than before in OUT: keep its language models, if they have read half of the texts
     lm_lr:float=0.004, # Peak learning rate of the language model

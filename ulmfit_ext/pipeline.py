@@ -27,8 +27,6 @@ from .lm import *
 from .classifier import *
 from .recipe import *
 from .words import *
-from .mixture import *
-from .scores import *
 from .folder import *
 from .ensemble import *
 from .voices import *
@@ -254,7 +252,7 @@ def fit_classifier(self:ULMFiT,
     n_epoch,wd = numbers.pop('n_epoch'),numbers.pop('wd')
     common = dict(n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **kwargs)
     with run_lock(self.path), self.plan.running():
-        self.count_words()
+        self.count_words(kwargs.get('balance', False))
         self.plan.drop('lm')
         rates = {k:v for k,v in numbers.items() if v is not None}
         given = given_arguments(ULMFiT.fit_classifier, recipe=recipe, **rates, **common)
@@ -360,7 +358,7 @@ def refit(self:ULMFiT) -> ULMFiT: # Itself
     with run_lock(self.path), self.plan.running():
         self.plan.add_refit(self.dls, self._sizes(), self.sides, self.how['n_epoch'], self.how['recipe'])
         self.learns = self._classifiers('refit', data, **self.how)
-        words = None if self.bag is None else kept_words(data, self.path/'words', data_sha256=data.sha256())
+        words = None if self.bag is None else kept_words(data, self.path/'words', self.how.get('balance', False), data_sha256=data.sha256())
         ensemble = BidirEnsemble(*self.learns.values(), words=words, mixture=before.mixture)
         self._ensemble,self.held_out = ensemble,held_out
         self.save()
@@ -411,11 +409,13 @@ def _classifier_settings(self:ULMFiT, side, **settings):
 
 # %% ../nbs/40_pipeline.ipynb #14a55a56
 @patch
-def count_words(self:ULMFiT) -> BagOfWords: # None with `words=False`, or where there are no labels
+def count_words(self:ULMFiT,
+    balance:bool=False, # Give each class the same weight, as `fit_classifier` does with it?
+) -> BagOfWords: # None with `words=False`, or where there are no labels
     "Train the third voice, or read it from disk, and print how good it is. `fit_classifier` begins with this"
     self._can_train()
     if not self.words or self.dls.classes is None: return
-    if self.bag is None: self.bag = kept_words(self.dls, self.path/'words', data_sha256=self.inputs[self.sides[0]]['data_sha256'])
+    self.bag = kept_words(self.dls, self.path/'words', balance, data_sha256=self.inputs[self.sides[0]]['data_sha256'])
     tell_words(self.bag, self.dls)
     return self.bag
 

@@ -21,17 +21,19 @@ from .label_file import *
 def kept_words(
     dls:UlmfitDls, # The texts and their labels
     folder, # Folder for what is counted
+    balance:bool=False, # Give each class the same weight?
     **settings # What tells these data from others
 ) -> BagOfWords:
     "Count the words of the training texts, or read what was counted with the same `settings`"
-    settings = plain_settings(**settings)
+    how = dict(balance=True) if balance else {} # earlier versions noted none
+    settings = plain_settings(**settings, **how)
     path = find_piece(folder, 'words', settings)
     if path is not None:
         try: return BagOfWords.load(path)
         except UlmfitError as e: warn(f'{e}. They are counted again')
     train = dls.tokens(dls.train_idx),[dls.y[i] for i in dls.train_idx],dls.classes,dls.multi
-    bag = BagOfWords.fit(*train)
-    if len(dls.valid_idx): bag.choices['doubling'] = next_doubling(learning_curve(*train), len(train[0])) # for `weigh_voices`
+    bag = BagOfWords.fit(*train, **how)
+    if len(dls.valid_idx): bag.choices['doubling'] = next_doubling(learning_curve(*train, **how), len(train[0])) # for `weigh_voices`
     save_piece(folder, 'words', settings, bag.save)
     return bag
 

@@ -59,11 +59,19 @@ class BagOfWords:
 # %% ../nbs/24_words.ipynb #760b30e4
 _absent = -10. # the output for a class that no training text has
 
-def _regressions(X, targs, multi, Cs):
+def _weights(targs, multi, balance=False):
+    "How much each text counts, shape (texts,), or with `multi` each yes and no of it, (texts, classes); 1 on average"
+    if not balance: return np.ones(targs.shape if multi else len(targs))
+    n = targs.sum(0)                                               # (classes,)
+    if multi: return np.where(targs>0, 1/n.clip(1), 1/(len(targs)-n).clip(1))*len(targs)/2
+    w = 1/n[targs.argmax(1)]
+    return w/w.mean()
+
+def _regressions(X, targs, multi, Cs, weights):
     "For each of `Cs` the coefficients, shape (terms, classes), and biases. `targs`: ones and zeros, shape (texts, classes)"
     from sklearn.linear_model import LogisticRegression
     if multi:
-        labels = [_regressions(X, np.stack([1-t,t], 1), False, Cs) for t in targs.T] # no and yes, for each label
+        labels = [_regressions(X, np.stack([1-t,t], 1), False, Cs, w) for t,w in zip(targs.T, weights.T)] # no and yes, for each label
         for fits in zip(*labels): yield np.stack([w[:,1]-w[:,0] for w,_ in fits], 1),np.array([b[1]-b[0] for _,b in fits])
         return
     y,present = targs.argmax(1),np.flatnonzero(targs.any(0))
@@ -72,7 +80,7 @@ def _regressions(X, targs, multi, Cs):
         coef,bias = np.zeros((X.shape[1], targs.shape[1])),np.full(targs.shape[1], _absent)
         bias[present] = 0.
         if len(present)>1 and X.shape[1]:
-            model.set_params(C=C).fit(X, y)
+            model.set_params(C=C).fit(X, y, weights)
             w,b = model.coef_,model.intercept_
             if len(w)==1: w,b = np.concatenate([-w,w])/2,np.concatenate([-b,b])/2 # of two classes it has the second
             coef[:,present],bias[present] = w.T,b
@@ -108,19 +116,21 @@ def _folds(targs, multi):
         warnings.simplefilter('ignore', UserWarning) # of classes with fewer texts than folds
         return list(StratifiedKFold(n).split(targs, targs.argmax(1)))
 
-def _score(out, targs, multi):
-    "How good outputs are: the share of right classes, or minus the log loss; and accuracy"
-    if not multi: return ((out.argmax(1)==targs.argmax(1)).mean(),)*2
-    return -np.logaddexp(0, np.where(targs>0, -out, out)).mean(),((out>0)==(targs>0)).mean()
+def _score(out, targs, multi, weights):
+    "How good outputs are: the share of right classes, or minus the log loss, by `weights`; and accuracy"
+    right = (out>0)==(targs>0) if multi else out.argmax(1)==targs.argmax(1)
+    good  = -np.logaddexp(0, np.where(targs>0, -out, out)) if multi else right
+    return np.average(good, weights=weights),right.mean()
 
-def _cross_validate(counts, targs, multi, most):
+def _cross_validate(counts, targs, multi, most, weights):
     "The mean score, and accuracy, of each of `_Cs`, shape (Cs, 2); None where nothing can be held out"
     res,seen = [],0
     for train,held in _folds(targs, multi):
         keep = _keep(counts[train], most)
         idf  = _fit_idf(counts[train][:,keep])
         X,V  = [_tfidf(counts[rows][:,keep], idf) for rows in (train,held)]
-        res.append([_score(V@w+b, targs[held], multi) for w,b in _regressions(X, targs[train], multi, _Cs)])
+        res.append([_score(V@w+b, targs[held], multi, weights[held])
+                    for w,b in _regressions(X, targs[train], multi, _Cs, weights[train])])
         seen += len(held)
         if seen>=_enough: break
     return np.mean(res, 0) if res else None
@@ -147,7 +157,7 @@ def _found_classes(labels, multi):
         raise UlmfitError(f"The labels are of several types ({listing(found)}): make all of them strings, or give `classes`") from None
 
 # %% ../nbs/24_words.ipynb #03ad3b69
-def _choose(texts, targs, multi, most):
+def _choose(texts, targs, multi, most, weights):
     "Terms and counts, capitals made small or not, `C` and its accuracy when cross-validated"
     from scipy.sparse import csr_matrix
     cases,found = ([True,False] if texts and not isinstance(texts[0], (list,tuple)) else [False]),[]
@@ -155,7 +165,7 @@ def _choose(texts, targs, multi, most):
         number = {}
         terms,counts,starts = count_terms(texts, lowercase, number, learn=True)
         X   = csr_matrix((counts, terms, starts), shape=(len(texts), len(number)))
-        res = _cross_validate(X, targs, multi, most)
+        res = _cross_validate(X, targs, multi, most, weights)
         if res is None: return list(number),X,lowercase,10,None
         found += [(round(s, 12), -C, lowercase, acc, number, X) for C,(s,acc) in zip(_Cs, res)] # of equals the smaller C
     _,C,lowercase,acc,number,X = max(found, key=lambda o: o[:3])
@@ -168,6 +178,7 @@ def fit(cls:BagOfWords,
     classes:list=None, # In the order of the outputs; None: those of `labels`, sorted
     multi:bool=False, # Can a text have several labels?
     max_terms:int=100_000, # Keep so many terms at most, and with many classes fewer: 4 million coefficients; None: all
+    balance:bool=False, # Give each class the same weight, however rare it is?
 ) -> BagOfWords:
     "Train. Raises `UlmfitError` where there is no text, or labels do not go with texts and classes"
     from threadpoolctl import threadpool_limits
@@ -177,13 +188,14 @@ def fit(cls:BagOfWords,
     if classes is None: classes = _found_classes(labels, multi)
     classes = [c.item() if hasattr(c, 'item') else c for c in classes] # a number of NumPy
     targs = _targets(labels, classes, multi)
+    weights = _weights(targs, multi, balance)
     most  = max_terms and min(max_terms, 4_000_000//len(classes))
     with threadpool_limits(1): # more threads only wait for each other here
-        terms,counts,lowercase,C,accuracy = _choose(texts, targs, multi, most)
+        terms,counts,lowercase,C,accuracy = _choose(texts, targs, multi, most, weights)
         keep = _keep(counts, most)
         counts,terms = counts[:,keep],[terms[i] for i in keep]
         idf  = _fit_idf(counts)
-        (coef,bias), = _regressions(_tfidf(counts, idf), targs, multi, [C])
+        (coef,bias), = _regressions(_tfidf(counts, idf), targs, multi, [C], weights)
     return cls(terms, idf, coef, bias, classes, multi, lowercase, C=C, cv_accuracy=accuracy)
 
 # %% ../nbs/24_words.ipynb #02431cae
@@ -204,13 +216,14 @@ def learning_curve(
     classes:list=None, # As for `BagOfWords.fit`
     multi:bool=False, # Can a text have several labels?
     seed:int=0, # Which texts go together
+    balance:bool=False, # As for `BagOfWords.fit`
 ) -> dict: # Cross-validated share of right answers by share of the labels: 0.25, 0.5, 1; without those that are too few; empty above 5,000
     "How often counting words is right with some of the labels, and with all. Below 1,000 texts: means over halves and quarters"
     texts,labels = list(texts),list(labels)
     if len(texts)>5000: return {} # that would take minutes
     order = np.random.default_rng(seed).permutation(len(texts))
     def _accuracy(rows):
-        return BagOfWords.fit([texts[i] for i in rows], [labels[i] for i in rows], classes, multi).choices['cv_accuracy']
+        return BagOfWords.fit([texts[i] for i in rows], [labels[i] for i in rows], classes, multi, balance=balance).choices['cv_accuracy']
     curve = {}
     for n_parts in (4,2,1):
         parts = np.array_split(order, n_parts)
@@ -244,10 +257,10 @@ def held_out_logits(
     Cs=tuple(_Cs), # Strengths to try: the one of the smallest log loss is taken
 ) -> np.ndarray: # Before softmax or sigmoid, shape (texts, classes); None below ten texts
     "What logistic regressions say of texts that they have not learned from, in up to five folds"
-    outs,folds = np.zeros((len(Cs), *targs.shape)),_folds(targs, multi)
+    outs,folds,weights = np.zeros((len(Cs), *targs.shape)),_folds(targs, multi),_weights(targs, multi)
     for train,held in folds:
         X,V = features(train, held)
-        for i,(w,b) in enumerate(_regressions(X, targs[train], multi, Cs)): outs[i,held] = V@w+b
+        for i,(w,b) in enumerate(_regressions(X, targs[train], multi, Cs, weights[train])): outs[i,held] = V@w+b
     return min(outs, key=lambda o: _log_loss(o, targs, multi)) if folds else None
 
 # %% ../nbs/24_words.ipynb #bdf79fda
