@@ -97,6 +97,11 @@ def test_classes_in_an_order_of_their_own(df):
     clf = tiny().fit(df.text, y)
     assert clf.classes_.tolist()==['10','9'] and clf.ensemble_.classes==['9','10'] and clf.score(df.text, y)>.7
 
+def test_rare_classes(df):
+    rare = pd.concat([df[df.label=='neg'], df[df.label=='pos'][:4]])
+    weights = tiny(balance=True).fit(rare.text, rare.label).ensemble_.first.class_weights
+    assert weights[1]>3*weights[0] and tiny().fit(rare.text, rare.label).ensemble_.first.class_weights is None
+
 def test_a_folder_keeps_what_was_trained(df, tmp_path, capsys):
     clf = tiny(path=tmp_path/'run', verbose=True, lm_epochs=1)
     a = clf.fit(df.text, df.label).predict_proba(df.text)
@@ -119,7 +124,7 @@ def test_what_is_wrong_is_said(X, y, says):
 
 def test_what_scikit_learn_says():
     with pytest.raises(ValueError, match='inconsistent numbers of samples'): tiny().fit(['x','y'], ['a','b','a'])
-    with pytest.raises(ValueError, match='[Uu]nknown label type'): tiny().fit(['x','y'], [.5,.7])
+    with pytest.raises(ValueError, match=r'Unknown label type: y holds 0.5, .* y\.astype\(str\)'): tiny().fit(['x','y'], [1.,.5])
     for ask in (tiny().predict, tiny().predict_proba):
         with pytest.raises(NotFittedError): ask(['x'])
     with pytest.raises(NotFittedError): tiny().save('x')

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastai.torch_core import no_random
 from fastcore.basics import patch
 from sklearn.base import BaseEstimator,ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import check_classification_targets,type_of_target
 from sklearn.utils.validation import check_consistent_length,check_is_fitted,column_or_1d
 from ..core import *
 from ..text.labels import *
@@ -40,6 +40,10 @@ def _as_labels(y):
     try: classes = np.unique(y)
     except TypeError:
         raise UlmfitError("the labels in y are of several types: make all of them strings, or all numbers") from None
+    if type_of_target(y).startswith('continuous'):
+        odd = next(o for o in y.tolist() if not float(o).is_integer())
+        raise UlmfitError(f"Unknown label type: y holds {odd!r}, and numbers that are not whole are no classes: "
+                          "make strings of them, such as y.astype(str), or whole numbers")
     check_classification_targets(y)
     if len(classes)<2: raise UlmfitError(f"y has one class ({shown(classes[0])}), and a classifier needs two: pass texts of both")
     return y,classes
@@ -102,6 +106,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         path=None, # Folder that keeps what was trained, for a `fit` that goes on or has the same data; None: a temporary one
         quantize:bool=False, # Predict with 8-bit copies? Faster on a CPU
         verbose:bool=False, # Show what a run prints, and its bar?
+        balance:bool=False, # Give each class the same weight in training, however rare it is?
     ):
         vars(self).update({k: o for k,o in locals().items() if k not in ('self','__class__')})
 
@@ -126,7 +131,7 @@ def fit(self:UlmfitClassifier,
                              min_freq=self.min_freq, bs=self.bs, progress=self.verbose)
         with run.plan.running():
             if not self.verbose: run.plan.hide()
-            run.fit(dict(n_epoch=self.lm_epochs), dict(n_epoch=self.epochs, recipe=self.recipe), self.refit)
+            run.fit(dict(n_epoch=self.lm_epochs), dict(n_epoch=self.epochs, recipe=self.recipe, balance=self.balance), self.refit)
         self.ensemble_ = load_ulmfit(run.folder, self.quantize)
     self.classes_ = classes
     return self
