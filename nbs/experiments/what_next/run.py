@@ -4,8 +4,8 @@
     python nbs/experiments/what_next/run.py suggest --set trec6 --strategy suggest --seed 0 --data prepared
     python nbs/experiments/what_next/run.py check --set trec6 --seed 0 --data prepared
 
-`prepare` fine-tunes a language model on the training texts without their labels, once for each set, and stores it beside the texts as numbers, with 8 bits a
-weight. All runs share it. `suggest` begins with 100 labels drawn at random, trains a classifier (forward, all layers at once, the epochs that so many labels
+`prepare` fine-tunes a language model on the training texts without their labels, once for each set, and stores it beside the texts as numbers, with 16 bits
+a weight. All runs share it. `suggest` begins with 100 labels drawn at random, trains a classifier (forward, all layers at once, the epochs that so many labels
 get by default, nothing held out), lets the strategy choose 100 more, and does so three times. `check` gives 5 % of the labels another class, and counts how many of the 50
 that look wrong the most are among these. It does so for the language model, and for a classifier that was trained on the labels with the flips.
 
@@ -28,7 +28,6 @@ Set   = Annotated[str, typer.Option(help='trec6, imdb or germeval')]
 Data  = Annotated[Path, typer.Option(help='Where `prepare` wrote')]
 Out   = Annotated[Path, typer.Option(help='File of results; lines are added')]
 Device= Annotated[str, typer.Option(help='cpu or cuda')]
-Work  = Annotated[Path, typer.Option(help='Folder for what is made on the way')]
 
 # ---- texts and language models
 
@@ -40,31 +39,6 @@ def read_set(name, n_train=4000, n_test=2000, most_words=200):
     train,test = [o.sample(n, random_state=0).reset_index(drop=True) for o,n in ((train,n_train),(test,n_test))]
     for o in (train,test): o['text'] = [' '.join(t.split()[:most_words]) for t in o.text]
     return train,test
-
-def eight_bits(t):
-    "A matrix as whole numbers, and what each row of them is multiplied by"
-    scale = t.abs().amax(-1, keepdim=True).clamp(min=1e-8)/127
-    return (t/scale).round().to(torch.int8),scale.half()
-
-def pack(folder):
-    "Store the matrices of a language model in 8 bits"
-    from safetensors.torch import load_file,save_file
-    file,out = folder/'fwd.safetensors',{}
-    for k,t in load_file(file).items():
-        if t.dim()==2: out[k],out[k+'.scale'] = eight_bits(t.float())
-        else: out[k] = t.half()
-    save_file(out, folder/'fwd.packed')
-    file.unlink()
-
-def unpack(folder, to):
-    "The folder of a language model, as `pack` found it but for rounding"
-    from safetensors.torch import load_file,save_file
-    to.mkdir(parents=True, exist_ok=True)
-    packed = load_file(folder/'fwd.packed')
-    out = {k: (t.float()*packed[k+'.scale'].float()).half() if k+'.scale' in packed else t for k,t in packed.items() if not k.endswith('.scale')}
-    save_file(out, to/'fwd.safetensors')
-    for o in ('config.json','vocab.json'): (to/o).write_bytes((folder/o).read_bytes())
-    return to
 
 @app.callback()
 def _all(): warnings.simplefilter('ignore')
@@ -85,7 +59,6 @@ def prepare(
     learn = finetune_lm(dls, pretrained, minutes=minutes, drop_mult=0.5)
     loss  = float(learn.validate()[0])
     save_lm(learn, folder, half=True, perplexity=math.exp(loss))
-    pack(folder)
     docs = TextProcessor(dls.vocab, lang).encode([*train.text, *test.text], progress=False)
     np.savez_compressed(folder/'texts.npz', ids=np.concatenate(docs).astype(np.uint16), offs=np.cumsum([0, *map(len, docs)]),
                         labels=np.array([*train.label, *test.label]), n_train=len(train))
@@ -93,12 +66,11 @@ def prepare(
 
 # ---- what both experiments do
 
-def read_prepared(folder, work):
-    "Ids, labels, which are for training, classes and words of a set; and the folder of its language model"
+def read_prepared(folder):
+    "Ids, labels, which are for training, classes and words of a set; and the folder of its language model, which is the same"
     file = np.load(folder/'texts.npz')
     docs = np.split(file['ids'].astype(np.int64), file['offs'][1:-1])
-    lm   = unpack(folder, work/'lm')
-    return docs,file['labels'],int(file['n_train']),sorted({*file['labels'].tolist()}),json.loads((lm/'vocab.json').read_text()),lm
+    return docs,file['labels'],int(file['n_train']),sorted({*file['labels'].tolist()}),json.loads((folder/'vocab.json').read_text()),folder
 
 def train(docs, labels, classes, vocab, lm, seed, device):
     "A classifier of all these texts: forward, all layers at once, the usual epochs, nothing held out"
@@ -127,7 +99,7 @@ strategies = dict(random=lambda probs, features, n, seed: np.random.default_rng(
 @app.command()
 def suggest(
     set:Set, strategy:Annotated[str, typer.Option(help=', '.join(strategies))], seed:Annotated[int, typer.Option()], data:Data,
-    device:Device='cpu', out:Out=Path('results.jsonl'), work:Work=Path('what-next'),
+    device:Device='cpu', out:Out=Path('results.jsonl'),
     n:Annotated[int, typer.Option(help='Labels to begin with, and to add in each round')]=100,
     rounds:Annotated[int, typer.Option(help='How many')]=3,
     most:Annotated[int, typer.Option(help='Texts at most, for a trial')]=0,
@@ -135,7 +107,7 @@ def suggest(
     "Test errors with 100 labels, and after each 100 that were added."
     key = dict(what='suggest', set=set, strategy=strategy, seed=seed, start=n)
     if is_there(out, dict(key, round=rounds)): return
-    docs,labels,n_train,classes,vocab,lm = read_prepared(data/set, work/f'{set}-{strategy}-{seed}')
+    docs,labels,n_train,classes,vocab,lm = read_prepared(data/set)
     began,test = time.time(),np.arange(n_train, len(docs))
     pool = np.arange(n_train)
     if most: test,pool = test[:most],pool[:most]
@@ -164,14 +136,14 @@ def found(voices, targs, is_flipped):
 @app.command()
 def check(
     set:Set, seed:Annotated[int, typer.Option()], data:Data,
-    device:Device='cpu', out:Out=Path('results.jsonl'), work:Work=Path('what-next'),
+    device:Device='cpu', out:Out=Path('results.jsonl'),
     share:Annotated[float, typer.Option(help='Share of the labels that are flipped')]=0.05,
     most:Annotated[int, typer.Option(help='Texts at most, for a trial')]=0,
 ):
     "How many of the labels that look wrong were flipped."
     key = dict(what='check', set=set, seed=seed, share=share)
     if is_there(out, dict(key, encoder='classifier', voices='words, encoder')): return
-    docs,labels,n_train,classes,vocab,lm = read_prepared(data/set, work/f'{set}-check-{seed}')
+    docs,labels,n_train,classes,vocab,lm = read_prepared(data/set)
     docs,began = docs[:min(n_train, most or n_train)],time.time()
     rng,y  = np.random.default_rng(seed),np.searchsorted(classes, labels[:len(docs)])
     rows   = rng.permutation(len(y))[:round(share*len(y))]
