@@ -145,6 +145,12 @@ def test_a_file_comes_back_labelled(ens, web):
         assert back.columns.tolist()==wanted.columns.tolist() and response.headers['x-rows']==str(len(df))
         assert back[['id','review','label','pred_label']].equals(wanted[['id','review','label','pred_label']])
         close(back[ens.classes], wanted[ens.classes])
+    for kind in ('xlsx','parquet'):
+        made = io.BytesIO()
+        df.to_excel(made, index=False) if kind=='xlsx' else df.to_parquet(made, index=False)
+        back = table(send(web, made.getvalue(), name=f'e.{kind}', text='review'))
+        assert back.columns.tolist()==wanted.columns.tolist()
+        assert back[back.review!=''].pred_label.tolist()==wanted[wanted.review!=''].pred_label.tolist()
     assert response.headers['content-type']=='text/csv; charset=utf-8' and 'labelled.csv' in response.headers['content-disposition']
 
 def test_a_file_of_many_parts(ens, web, monkeypatch):
@@ -161,11 +167,19 @@ def test_a_column_alone_needs_no_name(web):
 
 @pytest.mark.parametrize('data,name,words', [
     ('a,b\nx,y\n', 'a.csv', ["no column 'text'", 'a, b']), ('text,b\nx,y,z\n', 'mine.csv', ["'mine.csv'",'line 2']),
-    ('', 'a.csv', ['empty']), ('text\n', 'a.csv', ['no rows']), (b'PK\3\4', 'a.xlsx', ['not of a kind','csv']),
-    (b'\x1f\x8b', 'a.csv.gz', ['not compressed']), ('{"text": 1', 'a.json', ["'a.json'"]),
+    ('', 'a.csv', ['empty']), ('text\n', 'a.csv', ['no rows']), (b'PK\3\4', 'a.xlsx', ["'a.xlsx'",'xlsx']), (b'PAR1', 'a.parquet', ["'a.parquet'"]), (b'x', 'a.docx', ['not of a kind','csv','xlsx']),
+    (b'\x1f\x8b', 'a.csv.gz', ['without .gz']), ('{"text": 1', 'a.json', ["'a.json'"]),
     ('text,b\nx,y\n' + 'a'*101+',y\n', 'a.csv', ['Row 1','101','100','--max-chars']), ('text,text\na,b\n', 'a.csv', ['2 columns']),
     ('text,pos,p_pos\na,b,c\n', 'a.csv', ['p_pos'])])
 def test_files_that_are_wrong(ens, data, name, words): says(send(client(ens, chars=100), data, name=name), 422, *words)
+
+@pytest.mark.parametrize('kind', ['xlsx','parquet'])
+def test_a_small_file_that_holds_much(ens, kind):
+    "What is compressed is asked how much it holds before it is read"
+    made,df = io.BytesIO(),pd.DataFrame(dict(text=[f'{i:>30000}' for i in range(400)]))
+    df.to_excel(made, index=False) if kind=='xlsx' else df.to_parquet(made, index=False, compression='zstd', use_dictionary=False)
+    assert len(made.getvalue())<1e6
+    says(send(client(ens, mb=1), made.getvalue(), name=f'a.{kind}'), 422, f"'a.{kind}' holds 12 MB when it is unpacked, and 10 are allowed")
 
 def test_columns_to_choose_from(web): assert send(web, 'a,b\nx,y\n').json()['columns']==['a','b']
 

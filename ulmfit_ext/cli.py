@@ -334,7 +334,7 @@ def serve(
     max_mb:int=20, # Megabytes of a file at most
     quantize:bool=False, # Compute in 8-bit integers, on the CPU
 ):
-    "Open a local page: type a text and see what each voice says of it, send a CSV and get it back labelled."
+    "Open a local page: type a text and see what each voice says of it, send a table and get it back labelled."
     with log_to(sys.stdout):
         from ulmfit_ext.integrations.serve import Limits,serve_model
         serve_model(model, host, port, Limits(chars=max_chars, mb=max_mb), quantize)

@@ -6,7 +6,7 @@
 __all__ = ['check_serve', 'Limits', 'make_app', 'serve_model']
 
 # %% ../../nbs/41_integrations.serve.ipynb #5429e75f
-import asyncio,csv,io,ipaddress,socket,tempfile,time
+import asyncio,csv,io,ipaddress,socket,tempfile,time,zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,16 +82,27 @@ def _pieces(text, table):
     return [dict(text=o, contribution=v) for o,v in res]
 
 # %% ../../nbs/41_integrations.serve.ipynb #3f5cab33
-_kinds = 'csv','tsv','txt','json','jsonl'
+def _unpacked_size(path, kind):
+    "How many bytes a compressed table says it holds"
+    if kind=='xlsx':
+        with zipfile.ZipFile(path) as z: return sum(o.file_size for o in z.infolist())
+    from pyarrow.parquet import ParquetFile
+    with ParquetFile(path) as f: return sum(f.metadata.row_group(i).total_byte_size for i in range(f.num_row_groups))
 
-def _read_upload(name, data):
+def _check_unpacked(path, name, kind, limits):
+    "Raise `UlmfitError` where the compressed table at `path`, called `name`, holds too much"
+    with reading_file(name, kind): mb = _unpacked_size(path, kind)/1e6
+    if mb>10*limits.mb: raise UlmfitError(f"'{name}' holds {mb:,.0f} MB when it is unpacked, and {10*limits.mb:,} are allowed: send it in parts")
+
+def _read_upload(name, data, limits):
     "The table in `data`, bytes of a file called `name`. Raises `UlmfitError` where it is none"
-    kind = file_kind(Path(name))
-    if name.lower().endswith('.gz') or kind not in _kinds:
-        raise UlmfitError(f"'{shown(name)}' is not of a kind that is read here: send one of {', '.join(_kinds)}, not compressed")
+    kind,name = file_kind(Path(name)),shown(name)
+    if name.lower().endswith('.gz') or kind not in table_kinds:
+        raise UlmfitError(f"'{name}' is not of a kind that is read here: send one of {', '.join(table_kinds)}, without .gz")
     with tempfile.TemporaryDirectory() as d:
         path = Path(d)/f'table.{kind}'
         path.write_bytes(data)
+        if kind in ('xlsx','parquet') and data: _check_unpacked(path, name, kind, limits)
         try: return read_table(path)
         except UlmfitError as e: raise UlmfitError(str(e).replace(str(path), name)) from None
 
@@ -322,7 +333,7 @@ def _add_files(app, ens, limits, problems):
     from fastapi.responses import StreamingResponse
     files = _Turns(1, limits.waiting)
     def _begin(name, data, text):
-        df = _read_upload(name, data)
+        df = _read_upload(name, data, limits)
         parts = _labelled(ens, df, _column_of(df, text, limits))
         return len(df),next(parts),parts
 
