@@ -4,8 +4,10 @@ import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import *
 from made_up import make_df
 from ulmfit_ext.core import UlmfitError,sealed
-from ulmfit_ext.earlier import earlier_run
+from ulmfit_ext.data import ulmfit_dls
+from ulmfit_ext.earlier import earlier_run,joined_tables
 from ulmfit_ext.pipeline import ULMFiT
+from ulmfit_ext.text.tables import read_table
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
 lm,clas = dict(n_epoch=1),dict(n_epoch=1)
@@ -196,6 +198,51 @@ def test_what_is_damaged_is_not_gone_on_from(make, capsys):
     u.add(all_rows[60:], classifier=clas, refit=False)
     out = capsys.readouterr().out
     assert 'there are no fine-tuned language models' in out and ', as before' in out and 'Language model' not in out
+
+def test_files_one_under_the_other(tmp_path, monkeypatch):
+    "A later file has the last word, labels are as in the first, and what is wrong names the file and the row"
+    monkeypatch.chdir(tmp_path) # so that their names are short
+    def _file(name, **cols):
+        o = Path(name)
+        pd.DataFrame(cols).to_json(o, orient='records', lines=True) if name.endswith('l') else pd.DataFrame(cols).to_csv(o, index=False)
+        return o
+    a = _file('a.jsonl', text=['good','bad','fine','so so'], label=[1,0,1,None])
+    b = _file('b.csv', text=['so so','bad','new'], label=['0','1',None], row=[7,8,9])
+    both = joined_tables([a, b])
+    assert both.text.tolist()==['good','fine','so so','bad','new'] and both.label.tolist()[:4]==[1,1,0,1] and both.label.isna().tolist()==[False]*4+[True]
+    assert both.index.tolist()==[(str(a),0),(str(a),2),(str(b),0),(str(b),1),(str(b),2)]
+    assert joined_tables([b]).equals(read_table(b)) and len(joined_tables([a, a]))==5 # all but the labelled ones of the first
+    with pytest.warns(UserWarning, match=rf'1 of 5 rows have no label \(rows 2 of {b}, counted'): ulmfit_dls(both, seed=0, min_freq=1, cache=False)
+    odd = _file('odd.csv', text=['x','y'], label=['spam','spam\xa0'], held=['yes','perhaps'])
+    with fails(rf"\(row 0 of {odd}\) and 'spam.xa0' \(row 1 of"): ulmfit_dls(joined_tables([a, odd]), cache=False)
+    with fails(f"'{b}': no column 'held'"): joined_tables([odd, b], valid_col='held')
+    held = _file('held.csv', text=['p','q','r'], label=['a','b','a'], held=['yes','no','no'])
+    with fails("'perhaps' in row 1 of odd.csv"): ulmfit_dls(joined_tables([held, odd], valid_col='held').replace({'label': {'spam\xa0':'spam'}}), valid_col='held', cache=False)
+    with fails('no file'): joined_tables([a, 'none.csv'])
+
+def test_more_labels_in_a_shell(tmp_path, monkeypatch):
+    "Train, ask what to label, fill it in, train with both files: language models stay, the new labels are learned"
+    import ulmfit_ext.lm as module
+    from typer.testing import CliRunner
+    from ulmfit_ext.cli import app
+    monkeypatch.setitem(module.lm_sizes, 'tiny', size)
+    def _run(line):
+        res = CliRunner().invoke(app, [o.format(d=tmp_path) for o in line.split()])
+        assert res.exit_code==0, res.output
+        return res.stdout
+    all_rows[:60].to_csv(tmp_path/'mails.csv', index=False)
+    all_rows[['text']][60:].to_csv(tmp_path/'more.csv', index=False)
+    options = ' --out {d}/mails --size tiny --directions fwd --lm-epochs 1 --epochs 1 --recipe together --bs 8 --min-freq 1'
+    _run('train {d}/mails.csv'+options)
+    _run('suggest {d}/mails {d}/more.csv --n 9 --out {d}/ask.csv')
+    asked = read_table(tmp_path/'ask.csv')
+    assert len(asked)==9
+    asked.assign(label=[*asked.guess[:7], None, None]).to_csv(tmp_path/'ask.csv', index=False) # two are left for another day
+    out = _run('train {d}/mails.csv {d}/ask.csv'+options)
+    assert 'Going on: the language models of the earlier run' in out and 'have read 60 of 69 texts' in out and 'Language model' not in out
+    rows = earlier_run(tmp_path/'mails').rows
+    assert len(rows)==67 and dict(zip(rows.text, rows.label)).items()>=dict(zip(asked.text[:7], asked.guess[:7])).items()
+    assert 'Trained on mails.csv, ask.csv' in (tmp_path/'mails'/'report.html').read_text(encoding='utf-8')
 
 def test_the_same_line_with_more_rows(tmp_path, monkeypatch):
     import ulmfit_ext.lm as module

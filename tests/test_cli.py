@@ -172,6 +172,23 @@ def test_formats(home, model, tmp_path, name):
     assert list(res.columns)==list(want.columns) and res.pred_label.tolist()==want.pred_label.tolist() and (res.pos.astype(float)-want.pos).abs().max()<1e-5
     assert [o.name for o in tmp_path.iterdir()]==[name], 'nothing else is left beside it'
 
+def test_a_folder_of_texts(home, model, tmp_path):
+    "A row for each file, whatever its encoding, with the name of the file"
+    inbox = tmp_path/'inbox'
+    (inbox/'b').mkdir(parents=True)
+    (inbox/'a.txt').write_text('a lovely film\nbright and warm')
+    (inbox/'b'/'ä.txt').write_bytes('a dull pläce, awful and grim, über all the naïve scenes'.encode('latin-1'))
+    (inbox/'.hidden.txt').write_text('no')
+    (inbox/'notes.md').write_text('no')
+    got = answers(run('predict {} {}', model, inbox))
+    assert got.file.tolist()==['a.txt','b/ä.txt'] and got.text.tolist()==['a lovely film\nbright and warm','a dull pläce, awful and grim, über all the naïve scenes']
+    assert got.label.tolist()==list(load_ulmfit(model).predict_df(got.text.tolist(), progress=False).label)
+    asked = answers(run('suggest {} {}', model, inbox))
+    assert sorted(asked.file)==['a.txt','b/ä.txt']
+    (tmp_path/'empty').mkdir()
+    for line in ('predict {} {}', 'suggest {} {}'): fails(line, model, tmp_path/'empty', says='is a folder without a .txt file')
+    fails('predict {} {} --encoding utf-8', model, inbox, says="is not UTF-8 throughout")
+
 def test_evaluate(home, model, tmp_path):
     res = run('evaluate {} {} --plot {}', model, home/'more.csv', tmp_path/'cm.png')
     assert res.stdout.lstrip().startswith(f"20 texts of {home/'more.csv'}") and (tmp_path/'cm.png').stat().st_size>1000

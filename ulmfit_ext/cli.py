@@ -41,22 +41,25 @@ def _new_ulmfit(o, df, columns):
 # %% ../nbs/42_cli.ipynb #04879b30
 def _save_reports(reports, o):
     "Write the reports of a run as a page, and the last matrix as a picture; say where the page is"
+    from ulmfit_ext.core import listing
     from ulmfit_ext.report import report_page,save_confusion
     from ulmfit_ext.text.write import new_file
     if not reports: return ''
     save_confusion(reports[-1], o.out/'confusion.png')
-    with new_file(o.out/'report.html') as tmp: tmp.write_text(report_page(reports[::-1], f'Trained on {o.file.name}'), encoding='utf-8')
+    page = report_page(reports[::-1], f'Trained on {listing([file.name for file in o.files])}')
+    with new_file(o.out/'report.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return f"the report is {o.out/'report.html'}, "
 
 def _train(o):
     from ulmfit_ext.callback.ranks import rank0_first
+    from ulmfit_ext.earlier import joined_tables
     from ulmfit_ext.scores import label_targets
     from ulmfit_ext.report import baseline_scores,labelled_rows,print_reports,run_reports
-    from ulmfit_ext.text.tables import read_table
     began,columns = time.time(),dict(text_col=o.text, label_col=o.label, label_delim=o.label_delim)
     with rank0_first():
         how = dict(sep=o.sep, encoding=o.encoding)
-        df,tests = read_table(o.file, **how),labelled_rows(o.test, **columns, **how) if o.test else None
+        tests = labelled_rows(o.test, **columns, **how) if o.test else None
+        df = joined_tables(o.files, **columns, valid_col=o.valid, **how)
         ulmfit = _new_ulmfit(o, df, columns)
     print(str(ulmfit.dls).removeprefix('UlmfitDls: '))
     if o.test: label_targets(tests[o.label], ulmfit.dls.classes, ulmfit.dls.multi, o.label_delim)   # raises for unknown labels
@@ -77,6 +80,7 @@ def _train(o):
 # %% ../nbs/42_cli.ipynb #7e1449a6
 _examples = ('ulmfit train reviews.csv --text review --label stars',
              'ulmfit train reviews.csv --pretrained german --lang de --unlabelled more.txt --test held_out.csv',
+             'ulmfit train reviews.csv ask.csv --text review --label stars',
              'torchrun --standalone --nproc-per-node 2 --no-python ulmfit train reviews.csv')
 _groups = dict(stopped='What was finished is kept in {out}: the same line goes on from there',
                Data='text label valid_pct valid test unlabelled label_delim sep encoding lang min_freq max_vocab',
@@ -86,7 +90,7 @@ _groups = dict(stopped='What was finished is kept in {out}: the same line goes o
 # %% ../nbs/42_cli.ipynb #c0d3944d
 @command(*_examples, **_groups)
 def train(
-    file:Path, # Table of labelled texts; rows without a label serve the language model
+    files:list[Path], # Tables of labelled texts; rows without a label serve the language model
     text:str='text', # Column that holds the texts
     label:str='label', # Column that holds the labels
     out:Path='ulmfit', # Folder for all that is made: the model (in OUT/model), plots, finished stages, tokens
@@ -94,8 +98,8 @@ def train(
     size:str=None, # Size of the model where nothing is pretrained
     directions:str='both', # Read the texts forward, backward, or both ways
     words:bool=True, # Count words too: a third voice, trained in seconds
-    sep:str=None, # What stands between fields of FILE and of --test, such as ';' or tab
-    encoding:str=None, # How FILE and --test are encoded, such as latin-1
+    sep:str=None, # What stands between fields of FILES and of --test, such as ';' or tab
+    encoding:str=None, # How FILES and --test are encoded, such as latin-1
     lang:str=None, # spaCy's code of the language, for the tokenizer
     valid_pct:float=0.2, # Share of the labelled texts held out for validation
     valid:str=None, # Column that says which rows to hold out instead (true or false)
@@ -120,7 +124,7 @@ def train(
     seed:int=42, # Of the split and of training: the same seed gives the same model
     baseline:bool=False, # Compare with TF-IDF and logistic regression on the same labels
 ):
-    "Train a classifier on a table of labelled texts, in the three stages of ULMFiT."
+    "Train a classifier on labelled texts, in the three stages of ULMFiT. With more labels, the same line with more files goes on."
     options = SimpleNamespace(**locals())
     _check_size(size, pretrained)
     if baseline and label_delim: raise typer.BadParameter('--baseline is for one label a text, --label-delim for several')
@@ -140,7 +144,7 @@ def _load_model(model, quantize):
          Speed='quantize')
 def predict(
     model:Path, # Folder of a trained model
-    file:Path=None, # Table of texts, of any size; - for standard input
+    file:Path=None, # Table of texts, of any size, or a folder of .txt files; - for standard input
     text:str='text', # Column that holds the texts
     sentence:list[str]=[], # A text, instead of FILE; may be given several times
     sep:str=None, # What stands between fields of FILE, such as ';' or tab
@@ -207,7 +211,7 @@ def evaluate(
          Input='text label label_delim sep encoding', Output='n out seed')
 def suggest(
     model:Path, # Folder of a trained model
-    file:Path, # Table of texts
+    file:Path, # Table of texts, or a folder of .txt files
     n:int=50, # How many texts to ask about
     text:str='text', # Column that holds the texts
     label:str='label', # Column of the labels, made where there is none; rows with a label are left out

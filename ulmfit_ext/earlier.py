@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['text_hashes', 'EarlierRun', 'earlier_run', 'TableNote', 'note_rows', 'note_result', 'go_on_from', 'held_out_rows',
-           'same_split', 'labels_as_before', 'with_rows', 'recipe_before', 'given_arguments', 'classifier_before']
+           'same_split', 'labels_as_before', 'with_rows', 'joined_tables', 'recipe_before', 'given_arguments',
+           'classifier_before']
 
 # %% ../nbs/37_earlier.ipynb #afe345dd
 import hashlib,inspect,json
@@ -14,6 +15,7 @@ from pathlib import Path
 from .core import *
 from .callback.ranks import *
 from .text.labels import *
+from .text.files import *
 from .text.tables import *
 from .text.write import *
 from .checkpoint import *
@@ -203,6 +205,11 @@ def labels_as_before(
     return [_cell(o) for o in new]
 
 # %% ../nbs/37_earlier.ipynb #449587d8
+def _labelled_in(df, texts, text_col, label_col, delim):
+    "Which of `texts` have a label in the table `df`, as booleans"
+    missing = read_labels(get_column(df, label_col, 'label_col'), delim)[2]
+    return np.isin(text_hashes(texts), text_hashes(get_column(df, text_col, 'text_col')[~missing]))
+
 def with_rows(
     before:EarlierRun, # The run that goes on
     df:pd.DataFrame, # More rows, with the columns of its table
@@ -210,15 +217,40 @@ def with_rows(
     "All rows together; a text that is in `df` too has the label it has there. Raises `UlmfitError` where a column is missing"
     asked = dict(text_col='text', label_col='label', valid_col=None) | before.asked
     text,label,valid = [asked[o] for o in ('text_col','label_col','valid_col')]
-    texts,labels = get_column(df, text, 'text_col'),get_column(df, label, 'label_col')
-    again = text_hashes(texts[~read_labels(labels, asked.get('label_delim'))[2]])
-    old = before.rows[~np.isin(text_hashes(before.rows.text), again)]
+    old = before.rows[~_labelled_in(df, before.rows.text, text, label, asked.get('label_delim'))]
     old = old.rename(columns=dict(text=text, label=label, held_out=valid or 'held_out'))
     new = df.assign(**{valid: False}) if valid and valid not in df else df
     named = labels_as_before(before.rows.label, new[label].tolist(), asked.get('label_delim'))
     new = new.assign(**{label: pd.Series(named, new.index, dtype=object)})
     columns = [text, label, *filter(None, [valid])]
     return pd.concat([old[columns], new[columns].astype(object)], ignore_index=True)
+
+# %% ../nbs/37_earlier.ipynb #d0aee3f4
+def joined_tables(
+    paths, # Files, at least one
+    text_col:str='text', # Column that holds the texts
+    label_col:str='label', # Column that holds the labels
+    label_delim:str=None, # What stands between several labels of a text
+    valid_col:str=None, # Column that says what to hold out, if there is one
+    **how # `sep` and `encoding` of `read_table`
+) -> pd.DataFrame: # Several files: their rows one under the other, with the index 'file' and 'row'
+    """The rows of tables. A text that has a label in a later file is left out of those before; labels are written as in the first.
+
+    Raises `UlmfitError` that names the file where one cannot be read, or lacks a column."""
+    columns,tables = dict(text_col=text_col, label_col=label_col, **(dict(valid_col=valid_col) if valid_col else {})),[]
+    for path in map(Path, paths):
+        tables.append(read_table(path, **how))
+        with reading_file(path, file_kind(path)):
+            for arg,name in columns.items(): get_column(tables[-1], name, arg)
+    if len(tables)==1: return tables[0]
+    labels,res = tables[0][label_col].tolist(),[]
+    for i,df in enumerate(tables):
+        again = np.zeros(len(df), bool)
+        for later in tables[i+1:]: again |= _labelled_in(later, df[text_col], text_col, label_col, label_delim)
+        named = pd.Series(labels_as_before(labels, df[label_col].tolist(), label_delim), df.index, dtype=object)
+        res.append(df.assign(**{label_col: named})[~again])
+    return pd.concat(res, keys=map(str, paths), names=['file','row'])
+
 
 # %% ../nbs/37_earlier.ipynb #0358e17d
 def recipe_before(

@@ -97,7 +97,7 @@ _most = 1024 # rows in a part
 class FileLabeller:
     "Label the texts of a file, a part at a time"
     def __init__(self,
-        path, # File, as `TableFile` takes it; `-`: standard input; or a DataFrame
+        path, # File, as `TableFile` takes it; `-`: standard input; or a folder of .txt files, or a DataFrame, which have to fit into memory
         out:Path=None, # File for the answers, as in `table_format`; None: stdout
         text_col:str='text', # Column of the file that holds the texts
         text_only:bool=False, # Of the columns of the file keep only the texts
@@ -112,6 +112,7 @@ class FileLabeller:
         self.at_least = check_at_least(at_least)
         self._check_out()
         check_not_input(self.out, path)
+        if not isinstance(path, pd.DataFrame) and Path(path).is_dir(): path = read_table(path, encoding=how.get('encoding'))
         self.df    = path if isinstance(path, pd.DataFrame) else None
         self.table = None if self.df is not None else TableFile(path, **how)
         self.can_go_on = self.out is not None and self.table is not None and not self.table.is_stdin

@@ -36,6 +36,8 @@ class _Facts:
 # %% ../nbs/41_terminal.ipynb #e1b29acf
 _facts = dict(
     file        = _Facts('FILE', is_argument=True, more="CSV, TSV, JSONL, JSON, Excel or Parquet, may be gzip'd"),
+    files       = _Facts('FILES', is_argument=True, more="Each CSV, TSV, JSONL, JSON, Excel or Parquet, may be gzip'd. A text that has "
+                         "a label in a later file is left out of those before"),
     model       = _Facts('MODEL', is_argument=True),
     corpus      = _Facts('CORPUS', is_argument=True, more="A folder of .txt files, a .txt file with empty lines between "
                          "documents, or a table (CSV, TSV, JSONL, Parquet). May be gzip'd, and larger than memory"),
