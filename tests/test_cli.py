@@ -1,5 +1,5 @@
 "The command `ulmfit`, from outside: whole sessions, bad input, Ctrl-C"
-import errno,gc,gzip,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time
+import errno,gc,gzip,html,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time
 from pathlib import Path
 import matplotlib.pyplot as plt,pandas as pd,pytest
 from typer.testing import CliRunner
@@ -8,6 +8,7 @@ from fastcore.docments import docments
 from ulmfit_ext import cli
 from ulmfit_ext.cli import app
 from ulmfit_ext.export import load_ulmfit
+from ulmfit_ext.words import BagOfWords
 from ulmfit_ext.text.tables import read_table
 
 root = Path(__file__).resolve().parent.parent
@@ -137,6 +138,17 @@ def test_train(home):
 def test_test_table_and_baseline(home):
     out = run(small+' --out {} --test {} --baseline', home/'reviews.csv', home/'out', home/'more.csv').stdout
     assert 'Test, 20 texts' in out and len(re.findall('^TF-IDF', out, flags=re.M))==2
+
+def test_what_more_labels_would_bring(home, tmp_path, monkeypatch):
+    "A picture in the report, and the sentence that training prints"
+    out  = run(small+' --out {} --curve', home/'reviews.csv', home/'out').stdout
+    page = (home/'out'/'report.html').read_text(encoding='utf-8')
+    assert page.count('<img')==3 and 'What more labels would bring' in page and 'alt="Learning curve. Counting words is right with 24 labels in ' in page
+    bag = BagOfWords.load(home/'out'/'words'/'words-1')
+    assert bag.choices['doubling'] and bag.choices['doubling'] in html.unescape(page)
+    many = csv(tmp_path/'many.csv', pd.concat([reviews(60, i) for i in range(110)]))
+    res  = run(small+' --out {} --curve', many, tmp_path/'out', code=2)
+    assert 'up to 5,000' in res.stderr and not (tmp_path/'out'/'lm').exists()
 
 def test_one_direction(home):
     out = run(small+' --out {} --directions bwd --lm-epochs 0', home/'reviews.csv', home/'bwd').stdout

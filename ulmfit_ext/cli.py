@@ -39,14 +39,20 @@ def _new_ulmfit(o, df, columns):
                           **(dict(bs=o.bs) if o.bs else {}))
 
 # %% ../nbs/42_cli.ipynb #04879b30
-def _save_reports(reports, o):
+def _curve_parts(dls, balance):
+    "What more labels would bring, as parts of the page"
+    from ulmfit_ext.labelling import curve_html
+    labels = [dls.y[i] for i in dls.train_idx]
+    return curve_html(dls.tokens(dls.train_idx), labels, dls.classes, multi=dls.multi, balance=balance)
+
+def _save_reports(reports, o, more):
     "Write the reports of a run as a page, and the last matrix as a picture; say where the page is"
     from ulmfit_ext.core import listing
     from ulmfit_ext.report import report_page,save_confusion
     from ulmfit_ext.text.write import new_file
     if not reports: return ''
     save_confusion(reports[-1], o.out/'confusion.png')
-    page = report_page(reports[::-1], f'Trained on {listing([file.name for file in o.files])}')
+    page = report_page(reports[::-1], f'Trained on {listing([file.name for file in o.files])}', more)
     with new_file(o.out/'report.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return f"the report is {o.out/'report.html'}, "
 
@@ -65,6 +71,7 @@ def _train(o):
     if o.test: label_targets(tests[o.label], ulmfit.dls.classes, ulmfit.dls.multi, o.label_delim)   # raises for unknown labels
     if o.baseline and ulmfit.dls.multi:
         raise typer.BadParameter('--baseline is for one label a text, and here a text may have several')
+    if o.curve and len(ulmfit.dls.train_idx)>5000: raise typer.BadParameter('--curve is for up to 5,000 labels: it would take minutes')
     baselines = baseline_scores(ulmfit.dls, df, tests, o.text, o.label) if o.baseline else []
     weighs = dict(balance=True) if o.balance else {}
     ulmfit.fit(dict(n_epoch=o.lm_epochs, lr_max=o.lm_lr, bf16=o.bf16),
@@ -73,7 +80,7 @@ def _train(o):
     if not is_first: return
     reports = run_reports(ulmfit, df, tests, baselines, **columns)
     print_reports(reports)
-    made = _save_reports(reports, o)
+    made = _save_reports(reports, o, _curve_parts(ulmfit.dls, o.balance) if o.curve else [])
     _print_next(f"The model is in {o.out/'model'}, {made}plots are in {o.out}. It took {(time.time()-began)/60:.1f} minutes.",
                 'ulmfit', 'predict', o.out/'model', 'FILE', '--text', o.text)
 
@@ -85,7 +92,7 @@ _examples = ('ulmfit train reviews.csv --text review --label stars',
 _groups = dict(stopped='What was finished is kept in {out}: the same line goes on from there',
                Data='text label valid_pct valid test unlabelled label_delim sep encoding lang min_freq max_vocab',
                Model='out pretrained size directions words',
-               Training='lm_epochs minutes epochs recipe balance refit go_on lm_lr lr bs bptt max_len bf16 seed baseline')
+               Training='lm_epochs minutes epochs recipe balance refit go_on lm_lr lr bs bptt max_len bf16 seed baseline curve')
 
 # %% ../nbs/42_cli.ipynb #c0d3944d
 @command(*_examples, **_groups)
@@ -123,6 +130,7 @@ def train(
     bf16:bool=False, # Compute products in bfloat16
     seed:int=42, # Of the split and of training: the same seed gives the same model
     baseline:bool=False, # Compare with TF-IDF and logistic regression on the same labels
+    curve:bool=False, # Draw in the report what more labels would bring; for up to 5,000 labels
 ):
     "Train a classifier on labelled texts, in the three stages of ULMFiT. With more labels, the same line with more files goes on."
     options = SimpleNamespace(**locals())

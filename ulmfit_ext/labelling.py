@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pooled', 'read_texts', 'answer_of', 'pick', 'suggest', 'check_unfilled', 'held_out_features', 'doubts',
-           'label_free_lms', 'lm_features', 'check', 'plot_learning_curve']
+           'label_free_lms', 'lm_features', 'check', 'plot_learning_curve', 'curve_html']
 
 # %% ../nbs/38_labelling.ipynb #34e86d76
 import numpy as np,pandas as pd,torch
@@ -24,6 +24,7 @@ from .model import *
 from .labelled import *
 from .ensemble import *
 from .export import *
+from .page import *
 
 # %% ../nbs/38_labelling.ipynb #011ad693
 def pooled(
@@ -300,3 +301,19 @@ def plot_learning_curve(
     ax.minorticks_off()
     ax.grid(alpha=.3)
     return ax
+
+# %% ../nbs/38_labelling.ipynb #8d818e57
+def curve_html(
+    texts, # Training texts, as for `learning_curve`
+    labels, # The label of each
+    classes:list=None, # As for `learning_curve`
+    **kwargs # `multi` and `balance` of `learning_curve`
+) -> list: # Strings; none where there are too few texts, or more than 5,000
+    "What more labels would bring, as parts of a page"
+    import matplotlib.pyplot as plt
+    curve,n = learning_curve(texts, labels, classes, **kwargs),len(texts)
+    if not curve: return []
+    alt = 'Learning curve. Counting words is right ' + '; '.join(f'with {share*n:,.0f} labels in {o:.1%}' for share,o in sorted(curve.items()))
+    with plt.ioff(): picture = html_picture(plot_learning_curve(curve, n), alt)
+    return [html_heading('What more labels would bring'), html_paragraph(next_doubling(curve, n)), picture]
+

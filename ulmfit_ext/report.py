@@ -336,9 +336,10 @@ def html_parts(self:Report) -> list: # Strings
 def report_page(
     reports:list, # Each a `Report`
     title:str='Report', # Heading of the page
+    more=(), # Further parts, as `html_parts` gives them
 ) -> str: # HTML
     "Reports as one page, which needs no other file"
-    return html_page(title, [o for r in reports for o in r.html_parts()])
+    return html_page(title, [*(o for r in reports for o in r.html_parts()), *more])
 
 # %% ../nbs/35_report.ipynb #426ffe02
 def save_confusion(
