@@ -240,7 +240,7 @@ def suggest(
             df,ens = read_table(file, sep=sep, encoding=encoding),_load_model(model, False)
             found = find(ens, df, n, text, label, label_delim, seed)
         write(found, ens.delim(label_delim) or ',')
-    said = f"{len(found):,} texts to label, in {out}: fill in '{label}', and add the rows to those that you train on"
+    said = f"{len(found):,} texts to label, in {out}: fill in '{label}', and give the file to ulmfit train, after the others"
     if out: print(said, file=sys.stderr)
 
 # %% ../nbs/42_cli.ipynb #9e7c1df5

@@ -313,7 +313,7 @@ def curve_html(
     import matplotlib.pyplot as plt
     curve,n = learning_curve(texts, labels, classes, **kwargs),len(texts)
     if not curve: return []
-    alt = 'Learning curve. Counting words is right ' + '; '.join(f'with {share*n:,.0f} labels in {o:.1%}' for share,o in sorted(curve.items()))
-    with plt.ioff(): picture = html_picture(plot_learning_curve(curve, n), alt)
+    points = '; '.join(f'with {share*n:,.0f} labels in {right:.1%}' for share,right in sorted(curve.items()))
+    with plt.ioff(): picture = html_picture(plot_learning_curve(curve, n), f'Learning curve. Counting words is right {points}')
     return [html_heading('What more labels would bring'), html_paragraph(next_doubling(curve, n)), picture]
 

@@ -245,6 +245,7 @@ def loss_curve(
     train.set_label('training, smoothed')
     valid.set(label='validation', marker='o', markersize=4) # a mark each: one validation is no line
     ax.set(title=title, xlabel='step')
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     return ax
 

@@ -92,7 +92,8 @@ def _unpacked_size(path, kind):
 def _check_unpacked(path, name, kind, limits):
     "Raise `UlmfitError` where the compressed table at `path`, called `name`, holds too much"
     with reading_file(name, kind): mb = _unpacked_size(path, kind)/1e6
-    if mb>10*limits.mb: raise UlmfitError(f"'{name}' holds {mb:,.0f} MB when it is unpacked, and {10*limits.mb:,} are allowed: send it in parts")
+    if mb<=10*limits.mb: return
+    raise UlmfitError(f"'{name}' holds {mb:,.0f} MB when it is unpacked, and {10*limits.mb:,} are allowed: send it in parts")
 
 def _read_upload(name, data, limits):
     "The table in `data`, bytes of a file called `name`. Raises `UlmfitError` where it is none"
