@@ -207,8 +207,8 @@ def labels_as_before(
 # %% ../nbs/37_earlier.ipynb #449587d8
 def _labelled_in(df, texts, text_col, label_col, delim):
     "Which of `texts` have a label in the table `df`, as booleans"
-    missing = read_labels(get_column(df, label_col, 'label_col'), delim)[2]
-    return np.isin(text_hashes(texts), text_hashes(get_column(df, text_col, 'text_col')[~missing]))
+    own,labels = get_column(df, text_col, 'text_col'),get_column(df, label_col, 'label_col')
+    return np.isin(text_hashes(texts), text_hashes(own[~read_labels(labels, delim)[2]]))
 
 def with_rows(
     before:EarlierRun, # The run that goes on
