@@ -50,7 +50,7 @@ def call(name, params):
         if v.kind==inspect.Parameter.VAR_POSITIONAL: star = True
         if v.kind==inspect.Parameter.KEYWORD_ONLY and not star: parts.append('*'); star = True
         mark = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}.get(v.kind, '')
-        parts.append(mark + k + ('' if v.default is inspect.Parameter.empty else f'={value(v.default)}'))
+        parts.append(mark + k + ('' if v.default is inspect.Parameter.empty else f'={value(v.default)}'.replace(' ', '\xa0')))   # a line is not broken within a default
     returns = type_name(params['return'].anno) if 'return' in params else ''
     return f"{name}({', '.join(parts)})" + (f' -> {returns}' if returns else '')
 
@@ -70,7 +70,10 @@ def sentences(res):
     "The docstring, its first line in italics"
     return re.sub(r'^(\s*)(.+)', r'\1*\2*', res.docs, count=1) if res.docs else ''
 
-def code(line): return f"```python\n{fill(line, 88, subsequent_indent='    ', break_long_words=False, break_on_hyphens=False)}\n```"
+def code(line):
+    "A call as a block of code, in lines that fit"
+    lines = fill(line, 88, subsequent_indent='    ', break_long_words=False, break_on_hyphens=False)
+    return '```python\n' + lines.replace('\xa0', ' ') + '\n```'
 
 def signature(sym, name):
     "`name` with the parameters of `sym`, and those parameters"
@@ -103,7 +106,7 @@ def members(cls, name):
         nm = f'{name}.{k}'
         line,params = signature(o, nm)
         if parameter_table(params): yield nm,entry(o, nm)
-        else: yield nm,[' '.join([f'`{line}`', sentences(show_doc(o))]).strip()]
+        else: yield nm,[' '.join([f'`{line}`', sentences(show_doc(o))]).replace('\xa0', ' ').strip()]
 
 def inherited(cls):
     "What `cls` has from other classes of this library, as names that become links"

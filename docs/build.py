@@ -201,7 +201,7 @@ def add_words(pages):
 def gallery(pages):
     "The page of all figures in the order of the sidebar, each a link to where it is drawn; writes the pictures"
     (src/'gallery').mkdir()
-    parts,seen = ['# All figures\n\nEach leads to the cell that draws it.'],set()
+    parts,seen = ['---\nnosearch: true\n---', '# All figures\n\nEach leads to the cell that draws it.'],set()
     for p in sorted(pages, key=place_of):
         figures = [f for f in p.figures if f.file not in seen]
         if not figures: continue
@@ -228,8 +228,17 @@ def make_pages():
         p.link({p.name:p for p in pages})
         write_nb(p.nb, src/p.rel)
 
+def asks_outside(text):
+    "Where a page or a style sheet asks for a script, a style, a font or a picture that lies elsewhere"
+    tags = re.findall(r'<(?:script|img|iframe|link)\b[^>]*>', text)
+    urls = [u for t in tags if 'rel="canonical"' not in t for u in re.findall(r'(?:src|href)="([^"]*)"', t)]
+    urls += re.findall(r'(?:url\(|@import\s*)["\']?([^"\')\s;]+)', text)
+    return [u for u in urls if re.match(r'(?:\w+:)?//', u)]
+
 def main():
     make_pages()
-    raise SystemExit(sphinx_build(['-W', '--keep-going', '-q', '-E', '-b', 'html', '-c', str(docs), str(src), str(site)]))
+    rc = sphinx_build(['-W', '--keep-going', '-q', '-E', '-b', 'html', '-c', str(docs), str(src), str(site)])
+    outside = {f'{p.relative_to(site)} asks for {u}' for p in site.rglob('*') if p.suffix in ('.html','.css') for u in asks_outside(p.read_text(encoding='utf-8'))}
+    raise SystemExit('\n'.join(sorted(outside)) or rc)
 
 if __name__=='__main__': main()

@@ -27,7 +27,7 @@ suppress_warnings = ['myst.header']  # the heading of a function is one level de
 def formula(display):
     "Writes a formula as MathML, which browsers draw without a script and without a network"
     def _write(writer, node):
-        writer.body.append(f'<{tag} class="math">{convert(node.astext(), display)}</{tag}>')
+        writer.body.append(f'<{tag} class="math">{convert(node.astext(), display=display)}</{tag}>')
         raise SkipNode
     tag = 'div' if display=='block' else 'span'
     return _write,None
