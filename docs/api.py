@@ -25,10 +25,6 @@ def table(rows, *titles):
 
 # Functions and classes
 
-def show(sym, name=None, **kwargs):
-    "What `show_doc` is asked for: the object and its name"
-    return sym,show_doc(sym, name=name).nm
-
 def type_name(o):
     "An annotation, without the modules of its types"
     if o in (inspect.Parameter.empty, type(None)): return ''
@@ -94,16 +90,17 @@ def public_methods(cls):
     return {k: getattr(cls, k) if isinstance(v, (classmethod,staticmethod)) else v for k,v in found.items()}
 
 def own_methods(cls):
-    "Those of the public methods of `cls` that its body defines, where others are patches"
+    "The names of the public methods that the body of `cls` defines, where others are patches"
     try: body = ast.parse(dedent(inspect.getsource(cls))).body[0].body
-    except (OSError,TypeError): return {}
-    names = {o.name for o in body if isinstance(o, (ast.FunctionDef,ast.AsyncFunctionDef))}
-    return {k:v for k,v in public_methods(cls).items() if k in names}
+    except (OSError,TypeError): return []
+    return list(dict.fromkeys(o.name for o in body if isinstance(o, (ast.FunctionDef,ast.AsyncFunctionDef)) and o.name[0]!='_'))
 
 def members(cls, name):
     "For each method that the body of `cls` defines its name and blocks of markdown: in a line, unless its parameters have comments"
-    for k,o in own_methods(cls).items():
-        nm = f'{name}.{k}'
+    methods = public_methods(cls)
+    for k in own_methods(cls):
+        nm,o = f'{name}.{k}',methods.get(k)
+        if o is None: yield nm,[f'`{nm}`']; continue   # one of several of this name, which fastcore chooses from by type
         line,params = signature(o, nm)
         if parameter_table(params): yield nm,entry(o, nm)
         else: yield nm,[' '.join([f'`{line}`', sentences(show_doc(o))]).replace('\xa0', ' ').strip()]
@@ -135,4 +132,9 @@ def command_entry(o):
         groups.setdefault(title, []).append(option_row(p))
     examples = o.epilog.split('\n\n')[1:]
     first = '```sh\n' + '\n'.join(examples) + '\n```'
-    return [first, sentences(show_doc(o.callback.__wrapped__)), *(table(rows, title, 'default', 'what it is') for title,rows in groups.items())]
+    return [first, sentences(show_doc(o.callback.__wrapped__)), *map(option_table, groups, groups.values())]
+
+def option_table(title, rows):
+    "The options of a group; a column of defaults where any has one"
+    if any(o[1] for o in rows): return table(rows, title, 'default', 'what it is')
+    return table([[name,text] for name,_,text in rows], title, 'what it is')

@@ -121,7 +121,8 @@ class Page:
 
     def doc(self, c):
         "An entry for what the cell `c` shows: a heading that links lead to, how it is called, its parameters, its methods"
-        sym,name = eval(c.source, dict(self.ns, show_doc=api.show))
+        sym,name = eval(c.source, dict(self.ns, show_doc=lambda sym, name=None, **kwargs: (sym,name)))
+        name = name or ast.unparse(ast.parse(c.source, mode='eval').body.args[0])
         blocks = [f'{self.target(name)}### {name}']
         if sym in api.commands: blocks += api.command_entry(api.commands[sym])
         else: blocks += api.entry(sym, name)

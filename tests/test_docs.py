@@ -50,8 +50,12 @@ def test_options_keep_their_dashes():
     assert api.as_code("FILE and --test, such as ';' or spaCy's") == "FILE and `--test`, such as `';'` or spaCy's"
 
 def test_figures_have_alt_text(pages):
-    figures = [(p.name,o) for p in pages for o in p.figures]
-    assert figures and [name for name,o in figures if len(o.alt)<20] == []
+    "Each figure has it, of its cell or of the text above, and leads to a target on its page"
+    assert build['plain']('Above.\n\nThe `loss` of [a model](x.ipynb):') == 'The loss of a model'
+    assert [(p.name,o.target) for p in pages for o in p.figures if len(o.alt)<20] == []
+    page = next(p for p in pages if p.name=='callback.schedule')
+    texts = [c.source for c in page.nb.cells if c.cell_type=='markdown']
+    assert len(page.figures)==4 and all(o.png and f'({o.target[1:]})=' in texts for o in page.figures)
 
 def test_formulas_need_no_script():
     "A formula becomes MathML, display or in a line"

@@ -105,15 +105,6 @@ def test_readme():
     readme = runpy.run_path(str(root/'docs'/'readme.py'))['readme']
     assert (root/'README.md').read_text(encoding='utf-8') == readme(), 'run `python docs/readme.py`'
 
-def test_figures_in_the_documentation():
-    "Each figure has alt text, of its cell or of the text above, and leads to a target on its page"
-    build = runpy.run_path(str(root/'docs'/'build.py'))
-    assert build['plain']('Above.\n\nThe `loss` of [a model](x.ipynb):') == 'The loss of a model'
-    page = build['Page'](root/'nbs'/'02_callback.schedule.ipynb', 'ulmfit_ext')
-    assert len(page.figures)==4 and all(o.alt and o.png for o in page.figures)
-    texts = [c.source for c in page.nb.cells if c.cell_type=='markdown']
-    assert all(f'({o.target[1:]})=' in texts for o in page.figures)
-
 def undefined_names(code, known=()):
     "Names that `code` uses and neither its imports, nor itself, nor `known` define"
     names = dict.fromkeys(known)
