@@ -46,7 +46,8 @@ def call(name, params):
         if v.kind==inspect.Parameter.VAR_POSITIONAL: star = True
         if v.kind==inspect.Parameter.KEYWORD_ONLY and not star: parts.append('*'); star = True
         mark = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}.get(v.kind, '')
-        parts.append(mark + k + ('' if v.default is inspect.Parameter.empty else f'={value(v.default)}'.replace(' ', '\xa0')))   # a line is not broken within a default
+        default = '' if v.default is inspect.Parameter.empty else f'={value(v.default)}'
+        parts.append(mark + k + default.replace(' ', '\xa0'))   # a line is not broken within a default
     returns = type_name(params['return'].anno) if 'return' in params else ''
     return f"{name}({', '.join(parts)})" + (f' -> {returns}' if returns else '')
 

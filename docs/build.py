@@ -107,7 +107,8 @@ class Page:
         alt,target = c.directives_.get('fig-alt') or plain(above),f'figure-{self.name}-{c.id}'.lower().replace('/', '-')
         for i,o in enumerate(outputs):
             png = b64decode(''.join(o['data']['image/png']))
-            o['metadata'] = {'image/png': dict(width=round(int.from_bytes(png[16:20], 'big')*96/200))}   # drawn at 200 dots an inch: its points are points here, too
+            width = int.from_bytes(png[16:20], 'big')*96/200   # drawn at 200 dots an inch: its points are points here, too
+            o['metadata'] = {'image/png': dict(width=round(width))}
             self.figures.append(Figure(f'/gallery/{target}-{i}.png', alt, f'#{target}', png))
         c.metadata['mystnb'] = dict(image=dict(alt=alt))
         yield mk_cell(f'({target})=', 'markdown')
@@ -186,9 +187,10 @@ search_words = {
     'train': '40_pipeline 42_cli', 'predict': '40_pipeline 42_cli 32_predict', 'command': '42_cli', 'shell': '42_cli',
     'csv': '42_cli 11_text.files', 'excel': '11_text.files', 'table': '11_text.tables', 'labels': '11_text.labels 38_labelling experiments/few_labels',
     'german': '20_weights experiments/pretraining', 'language': '20_weights 22_lm', 'weights': '20_weights', 'install': 'index',
-    'gpu': 'index experiments/performance', 'memory': '34_label_file experiments/performance', 'minutes': '40_pipeline 39_progress',
+    'gpu': 'index experiments/performance', 'cpu': 'index experiments/performance', 'mail': 'index', 'wrong': '38_labelling',
+    'memory': '34_label_file experiments/performance', 'minutes': '40_pipeline 39_progress',
     'confidence': '35_report 32_labelled', 'accuracy': '35_report experiments/few_labels', 'report': '35_report', 'explain': '37_explain',
-    'resume': '09_callback.resume 40_pipeline', 'save': '34_export 40_pipeline', 'load': '34_export 40_pipeline',
+    'resume': '09_callback.resume 40_pipeline', 'kill': '09_callback.resume', 'save': '34_export 40_pipeline', 'load': '34_export 40_pipeline',
     'export': '34_export 37_runtime', 'onnx': '37_runtime 31_graph', 'serve': '41_integrations.serve 42_cli', 'learner': 'tutorials/any_learner'}
 
 def add_words(pages):
@@ -239,7 +241,8 @@ def asks_outside(text):
 def main():
     make_pages()
     rc = sphinx_build(['-W', '--keep-going', '-q', '-E', '-b', 'html', '-c', str(docs), str(src), str(site)])
-    outside = {f'{p.relative_to(site)} asks for {u}' for p in site.rglob('*') if p.suffix in ('.html','.css') for u in asks_outside(p.read_text(encoding='utf-8'))}
+    files = [p for p in site.rglob('*') if p.suffix in ('.html','.css')]
+    outside = {f'{p.relative_to(site)} asks for {u}' for p in files for u in asks_outside(p.read_text(encoding='utf-8'))}
     raise SystemExit('\n'.join(sorted(outside)) or rc)
 
 if __name__=='__main__': main()
