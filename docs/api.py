@@ -121,8 +121,8 @@ def option_row(p):
     default = '' if p.default in (p.empty, None, False, []) else f'`{p.default}`'
     if isinstance(info, ArgumentInfo): return [f'`{shown}`', default, as_code(info.help)]
     names = [n for o in (info.default, *info.param_decls) for n in o.split('/')]   # Typer keeps the first of an option's names as its default
-    names[0] = f'{names[0]} {shown}'.strip()
-    return [', '.join(f'`{n}`' for n in names), default, as_code(info.help)]
+    shown = f' `{shown}`' if shown else ''
+    return [', '.join(f'`{n}`{shown if n.startswith("--") else ""}' for n in names), default, as_code(info.help)]
 
 def command_entry(o):
     "How the command `o` is called, what it does, and its options in tables: blocks of markdown"

@@ -44,6 +44,12 @@ def myst(md):
     md = re.sub(r'^(#+ .*?) *\{[.-].*\} *$', r'\1', md, flags=re.M)                       # ## Title {.unnumbered}
     return re.sub(r'(\]\([^)\s]*\))\{[^}]*\}', r'\1', md)                                # [text](url){target="_blank"}
 
+def one_link(md):
+    "A name that nbdev made a link, inside of a link, without its own"
+    nested = re.compile(r'(\[[^\[\]]*)\[(`[^`]+`)\]\([^)]*\)([^\[\]]*\]\()')
+    while nested.search(md): md = nested.sub(r'\1\2\3', md)
+    return md
+
 def plain(md):
     "The last paragraph of `md` without marks and links: what a figure below it shows, where its cell does not say"
     text = re.sub(r'!?\[(.*?)\]\([^)]*\)', r'\1', md.strip().split('\n\n')[-1])
@@ -77,7 +83,9 @@ class Page:
     def _cells(self, cells, mod):
         shown,source,above = [],[],''   # documentation and source of the exported cell before; the text before
         for c in [*cells, mk_cell('')]:
-            if getattr(c, 'has_sd', False): shown.insert(0, self.doc(c)); continue   # nbdev adds them last first
+            if getattr(c, 'has_sd', False):   # nbdev adds them last first, and methods of private classes too
+                if not c.source.startswith('show_doc(_'): shown.insert(0, self.doc(c))
+                continue
             yield from shown + source
             shown,source,d = [],[],c.directives_
             if c.cell_type=='raw' or d.get('include')=='false': continue
@@ -153,7 +161,7 @@ class Page:
             target = f'{m[1]}-{m[2]}'
             return f'](#{target})' if target in page.targets else f'](/{page.rel.as_posix()})'
         for c in self.nb.cells:
-            if c.cell_type=='markdown': c.source = not_code(lambda o: re.sub(r'\]\(/([\w./-]+)\.html#([\w.-]+)\)', _link, o), c.source)
+            if c.cell_type=='markdown': c.source = not_code(lambda o: re.sub(r'\]\(/([\w./-]+)\.html#([\w.-]+)\)', _link, one_link(o)), c.source)
 
 # The sidebar: a section, and the pages in the order of the patterns that their names match
 sections = {

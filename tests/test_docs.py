@@ -49,6 +49,12 @@ def test_options_are_in_tables(pages, name):
 def test_options_keep_their_dashes():
     assert api.as_code("FILE and --test, such as ';' or spaCy's") == "FILE and `--test`, such as `';'` or spaCy's"
 
+def test_links_are_not_nested():
+    "Where the text of a link is a name, or holds names, that nbdev makes links too, the outer link stays"
+    one = build['one_link']
+    assert one('| [[`suggest`](/cli.html#suggest)](38.ipynb): texts |') == '| [`suggest`](38.ipynb): texts |'
+    assert one('[from [`a`](/a.html#a) to [`b`](/b.html#b)](x.ipynb), [`c`](/c.html#c)') == '[from `a` to `b`](x.ipynb), [`c`](/c.html#c)'
+
 def test_figures_have_alt_text(pages):
     "Each figure has it, of its cell or of the text above, and leads to a target on its page"
     assert build['plain']('Above.\n\nThe `loss` of [a model](x.ipynb):') == 'The loss of a model'
