@@ -35,8 +35,8 @@ def value(o):
     return shorten(getattr(o, '__name__', None) or repr(o), 60, placeholder=' ...')
 
 def parameters(sym, res):
-    "The documented parameters of what `show_doc` found, without those that stand for fastai's events"
-    return {k:v for k,v in res.dm.dm.items() if not (inspect.isclass(sym) and k in events)}
+    "The parameters that `show_doc` found; of a class without fastai's events, and without what comes back"
+    return {k:v for k,v in res.dm.dm.items() if not (inspect.isclass(sym) and (k in events or k=='return'))}
 
 def call(name, params):
     "How it is called: names and defaults"
@@ -65,7 +65,8 @@ def parameter_table(params):
 
 def sentences(res):
     "The docstring, its first line in italics"
-    return re.sub(r'^(\s*)(.+)', r'\1*\2*', res.docs, count=1) if res.docs else ''
+    if not res.docs or res.docs.startswith(f'{res.nm}('): return ''   # a named tuple's own words are its call
+    return re.sub(r'^(\s*)(.+)', r'\1*\2*', res.docs, count=1)
 
 def code(line):
     "A call as a block of code, in lines that fit"
@@ -75,6 +76,7 @@ def code(line):
 def signature(sym, name):
     "`name` with the parameters of `sym`, and those parameters"
     if isinstance(sym, (property,cached_property)): return name,{}
+    if hasattr(sym, '_fields'): return f"{name}({', '.join(sym._fields)})",{}   # a named tuple
     params = parameters(sym, show_doc(sym))
     return call(name, params),params
 

@@ -46,9 +46,8 @@ def myst(md):
 
 def one_link(md):
     "A name that nbdev made a link, inside of a link, without its own"
-    nested = re.compile(r'(\[[^\[\]]*)\[(`[^`]+`)\]\([^)]*\)([^\[\]]*\]\()')
-    while nested.search(md): md = nested.sub(r'\1\2\3', md)
-    return md
+    name = r'\[(`[^`]+`)\]\([^)]*\)'
+    return re.sub(rf'\[(?:[^\[\]]|{name})*\]\(', lambda m: '[' + re.sub(name, r'\1', m[0][1:]), md)
 
 def plain(md):
     "The last paragraph of `md` without marks and links: what a figure below it shows, where its cell does not say"
@@ -160,8 +159,11 @@ class Page:
             if page is None: return m[0]
             target = f'{m[1]}-{m[2]}'
             return f'](#{target})' if target in page.targets else f'](/{page.rel.as_posix()})'
+        def _links(md): return not_code(lambda o: re.sub(r'\]\(/([\w./-]+)\.html#([\w.-]+)\)', _link, one_link(o)), md)
         for c in self.nb.cells:
-            if c.cell_type=='markdown': c.source = not_code(lambda o: re.sub(r'\]\(/([\w./-]+)\.html#([\w.-]+)\)', _link, one_link(o)), c.source)
+            if c.cell_type=='markdown': c.source = _links(c.source)
+            for o in c.get('outputs', []):
+                if 'text/markdown' in o.get('data', {}): o['data']['text/markdown'] = _links(''.join(o['data']['text/markdown']))
 
 # The sidebar: a section, and the pages in the order of the patterns that their names match
 sections = {

@@ -19,6 +19,7 @@ extensions = ['myst_nb']
 
 nb_execution_mode = 'off'  # the notebooks hold their outputs
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'  # outputs may hold tables
 nb_code_prompt_show = nb_code_prompt_hide = 'Source'
 myst_enable_extensions = ['attrs_inline', 'attrs_block', 'colon_fence', 'dollarmath', 'amsmath', 'deflist']
 myst_heading_anchors = 3
