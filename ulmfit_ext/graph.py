@@ -104,13 +104,16 @@ def _add_head(g, x, layers):
 def _check_finite(weights, layers):
     parts = {'the embedding': [weights['encoder.weight']], **{f'LSTM layer {i}': ws for i,ws in enumerate(layers, 1)}}
     for name,ws in parts.items():
-        if not all(w.isfinite().all() for w in ws): raise UlmfitError(f"The weights of {name} are not finite, so training must have diverged")
+        if all(w.isfinite().all() for w in ws): continue
+        raise UlmfitError(f"The weights of {name} are not finite, so training must have diverged")
 
 def onnx_graph(
     module, # fastai's text classifier in `eval` mode, or what `build_module` made: an encoder and a head
     int8:bool=False, # The LSTMs in 8-bit integers?
 ) -> bytes: # What a file `*.onnx` holds
-    "A classifier of one direction as a graph that reads a chunk. Raises `UlmfitError` where onnx is missing, weights are not finite, or the head is another one"
+    """A classifier of one direction as a graph that reads a chunk.
+
+    Raises `UlmfitError` where onnx is missing, weights are not finite, or the head is another one"""
     enc,head = module
     weights  = enc.module.state_dict()
     g = _Graph()

@@ -61,7 +61,8 @@ def some_numbers(
 
 @patch
 def _make_session(self:Predictor):
-    with self.model.predicting() as module: self.session = GraphSession(onnx_graph(module, self.quantize), torch.get_num_threads())
+    with self.model.predicting() as module: graph = onnx_graph(module, self.quantize)
+    self.session = GraphSession(graph, torch.get_num_threads())
 
 @patch
 def _session_for(self:Predictor, n_tokens):
@@ -91,12 +92,12 @@ def from_ids(self:Predictor,
     def _done(n):
         for _ in range(n): next(ticks)
     session = self._session_for(sum(map(len, docs)))
-    if session: res = torch.from_numpy(session.logits([o.cpu().numpy() for o in docs], 1 if self.quantize else 16, _done))
+    if session:
+        rows = 1 if self.quantize else 16
+        res  = torch.from_numpy(session.logits([o.cpu().numpy() for o in docs], rows, _done))
     else:
         with self.model.predicting() as module: res = self._read(module, docs, _done)
     for _ in ticks: pass # a bar goes away at its end
-    if self.model.learn is None and not (res.abs()<1e30).all(): # of a learner whose training diverged that may be
-        raise UlmfitError("What the model says of these texts is no number: its weights are damaged. Copy it again")
     return res
 
 @patch
@@ -109,5 +110,6 @@ def _read(self:Predictor, module, docs, done):
         for at,pooled in reader.pool(docs, self.max_tokens): # positions, and (positions, 3*emb_sz)
             res[at.cpu()] = head(pooled.to(last.weight.dtype)).float().cpu()
             done(len(at))
-    return res
+    if self.model.learn is not None or (res.abs()<1e30).all(): return res # no numbers come of a learner that diverged
+    raise UlmfitError("What the model says of these texts is no number: its weights are damaged. Copy it again")
 

@@ -13,6 +13,10 @@ from .core import *
 from .core import patch
 
 # %% ../nbs/31_session.ipynb #c428b163
+def _cores():
+    "Processor cores that this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
 class GraphSession:
     "One direction of a classifier, read by ONNX Runtime"
     def __init__(self,
@@ -21,7 +25,7 @@ class GraphSession:
     ):
         "Raises `UlmfitError` where onnxruntime is missing or cannot read the graph"
         self.graph   = graph if isinstance(graph, bytes) else str(graph)
-        self.threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else threads or os.cpu_count()
+        self.threads = threads or _cores()
         self._open()
 
     def __getstate__(self): return self.graph,self.threads
@@ -78,7 +82,7 @@ def logits(self:GraphSession,
     rows:int, # Texts read side by side: 1 in 8 bits
     done=None, # Function that is told of so many texts that they have been read; None: nothing is told
 ) -> np.ndarray: # Outputs before softmax or sigmoid, shape (texts, classes)
-    "The outputs for each of `docs`, in their order"
+    "The outputs for each of `docs`, in their order. Raises `UlmfitError` where they are no numbers"
     res   = np.zeros((len(docs), self.n_classes), np.float32)
     order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))
     def _read(at):
@@ -88,4 +92,5 @@ def logits(self:GraphSession,
     with ThreadPoolExecutor(min(self.threads, max(1, len(parts)))) as pool:
         for n in (pool.map if len(parts)>1 and self.threads>1 else map)(_read, parts):
             if done: done(n)
-    return res
+    if (np.abs(res)<1e30).all(): return res
+    raise UlmfitError("What the model says of these texts is no number: its weights are damaged. Copy it again")
