@@ -1,5 +1,5 @@
 "Build the documentation from the notebooks, every warning an error: `python docs/build.py`"
-import re
+import ast,inspect,re,sys
 from base64 import b64decode
 from collections import namedtuple
 from configparser import ConfigParser
@@ -14,11 +14,12 @@ from nbdev.config import nbpath2html
 from nbdev.doclinks import NbdevLookup,nbglob
 from nbdev.process import NBProcessor
 from nbdev.processors import add_links,add_show_docs,clean_magics,filter_stream_,hide_,hide_line,rm_header_dash,strip_ansi
-from nbdev.showdoc import show_doc
 from sphinx.cmd.build import main as sphinx_build
 
 docs = Path(__file__).resolve().parent
 root = docs.parent
+sys.path.insert(0, str(docs))
+import api
 nbs,src,site = root/'nbs',root/'_proc',root/'_docs'/'html'
 procs = [add_show_docs, strip_ansi, hide_line, filter_stream_, rm_header_dash, clean_magics, hide_, add_links]
 
@@ -43,12 +44,26 @@ def myst(md):
     md = re.sub(r'^(#+ .*?) *\{[.-].*\} *$', r'\1', md, flags=re.M)                       # ## Title {.unnumbered}
     return re.sub(r'(\]\([^)\s]*\))\{[^}]*\}', r'\1', md)                                # [text](url){target="_blank"}
 
+def one_link(md):
+    "A name that nbdev made a link, inside of a link, without its own"
+    name = r'\[(`[^`]+`)\]\([^)]*\)'
+    return re.sub(rf'\[(?:[^\[\]]|{name})*\]\(', lambda m: '[' + re.sub(name, r'\1', m[0][1:]), md)
+
 def plain(md):
     "The last paragraph of `md` without marks and links: what a figure below it shows, where its cell does not say"
     text = re.sub(r'!?\[(.*?)\]\([^)]*\)', r'\1', md.strip().split('\n\n')[-1])
     return shorten(re.sub(r'[`*#|<>$\[\]\\]', '', text), 300, placeholder=' …').rstrip(':')
 
 # From cells to a page
+
+def one_fold(cells):
+    "`cells` with folded source that follows folded source in one fold"
+    res = []
+    for c in cells:
+        folded = [o for o in (*res[-1:], c) if 'hide-input' in o.metadata.get('tags', [])]
+        if len(folded)==2: res[-1].source += f'\n\n{c.source}'
+        else: res.append(c)
+    return res
 
 Figure = namedtuple('Figure', 'file alt target png')   # file in the gallery, what it shows, where it is drawn; `png`: its bytes, or None where the file is there
 
@@ -62,12 +77,14 @@ class Page:
         self.ns = dict(vars(import_module(f'{lib}.{mod}'))) if mod else {}
         proc.process()
         self.nb,self.nb.metadata = proc.nb,dict(language_info=dict(name='python', pygments_lexer='ipython3'))
-        self.nb.cells = [c for c in self._cells(proc.nb.cells, f'{lib}.{mod}' if mod else '') if c.source.strip()]
+        self.nb.cells = one_fold(c for c in self._cells(proc.nb.cells, f'{lib}.{mod}' if mod else '') if c.source.strip())
 
     def _cells(self, cells, mod):
         shown,source,above = [],[],''   # documentation and source of the exported cell before; the text before
         for c in [*cells, mk_cell('')]:
-            if getattr(c, 'has_sd', False): shown.insert(0, self.doc(c)); continue   # nbdev adds them last first
+            if getattr(c, 'has_sd', False):   # nbdev adds them last first, and methods of private classes too
+                if not c.source.startswith('show_doc(_'): shown.insert(0, self.doc(c))
+                continue
             yield from shown + source
             shown,source,d = [],[],c.directives_
             if c.cell_type=='raw' or d.get('include')=='false': continue
@@ -77,7 +94,9 @@ class Page:
                 if mod and c.source.startswith('# '): c.source,mod = f'{c.source}\n\n`{mod}`',''
                 yield c
             elif c.source.startswith('show_doc('): yield self.doc(c)
-            elif d.keys() & {'export','exports','exporti'}: source = [self.code(c, 'hide-input')] if self.defines(c) else []
+            elif d.keys() & {'export','exports','exporti'}:
+                if 'exporti' not in d: shown = self.made(c)
+                source = [self.code(c, 'hide-input')] if self.defines(c) else []
             else:
                 self.code(c)
                 yield from self.drawn(c, above)
@@ -95,20 +114,35 @@ class Page:
         alt,target = c.directives_.get('fig-alt') or plain(above),f'figure-{self.name}-{c.id}'.lower().replace('/', '-')
         for i,o in enumerate(outputs):
             png = b64decode(''.join(o['data']['image/png']))
-            o['metadata'] = {'image/png': dict(width=int.from_bytes(png[16:20], 'big')//2)}   # drawn for screens with two pixels a point
+            width = int.from_bytes(png[16:20], 'big')*96/200   # drawn at 200 dots an inch: its points are points here, too
+            o['metadata'] = {'image/png': dict(width=round(width))}
             self.figures.append(Figure(f'/gallery/{target}-{i}.png', alt, f'#{target}', png))
         c.metadata['mystnb'] = dict(image=dict(alt=alt))
         yield mk_cell(f'({target})=', 'markdown')
 
+    def target(self, name):
+        "Note that `name` has an entry on this page; the line that makes it a target of links, the first time"
+        target = f'{self.name}-{name}'.lower()
+        if target in self.targets: return ''
+        self.targets.append(target)
+        return f'({target})=\n'
+
     def doc(self, c):
-        "What `show_doc` says, as text of the page whose heading is a target for links"
-        res = eval(c.source, dict(self.ns, show_doc=show_doc))
-        md = re.sub(r'^---\n+|^\[source\]\(.*?\)\{.*?\}\n+', '', res._repr_markdown_(), flags=re.M)
-        md = re.sub(r'\(\n\s+\*, after_create:.*?\n\)', '()', md, flags=re.S)   # fastai's list of all events
-        if isinstance(res.sym, type): md = md.replace('```python\ndef ', '```python\nclass ')
-        name = f'{self.name}-{res.nm}'.lower()
-        if name not in self.targets: self.targets.append(name); md = f'({name})=\n{md}'
-        return mk_cell(NbdevLookup().linkify(md), 'markdown')
+        "An entry for what the cell `c` shows: a heading that links lead to, how it is called, its parameters, its methods"
+        sym,name = eval(c.source, dict(self.ns, show_doc=lambda sym, name=None, **kwargs: (sym,name)))
+        name = name or ast.unparse(ast.parse(c.source, mode='eval').body.args[0])
+        blocks = [f'{self.target(name)}### {name}']
+        if sym in api.commands: blocks += api.command_entry(api.commands[sym])
+        else: blocks += api.entry(sym, name)
+        if inspect.isclass(sym):
+            blocks += api.inherited(sym)
+            for nm,(head,*rest) in api.members(sym, name): blocks += [self.target(nm)+head, *rest]
+        return mk_cell(NbdevLookup().linkify('\n\n'.join(blocks)), 'markdown')
+
+    def made(self, c):
+        "Entries for the classes that the exported cell `c` makes by assignment, such as named tuples"
+        names = [t.id for o in c.parsed_() or [] if isinstance(o, ast.Assign) for t in o.targets if isinstance(t, ast.Name)]
+        return [self.doc(mk_cell(f'show_doc({o})')) for o in names if o[0]!='_' and inspect.isclass(self.ns.get(o))]
 
     def defines(self, c): return any(not type(o).__name__.startswith('Import') for o in c.parsed_() or [])
 
@@ -125,33 +159,63 @@ class Page:
             if page is None: return m[0]
             target = f'{m[1]}-{m[2]}'
             return f'](#{target})' if target in page.targets else f'](/{page.rel.as_posix()})'
+        def _links(md): return not_code(lambda o: re.sub(r'\]\(/([\w./-]+)\.html#([\w.-]+)\)', _link, one_link(o)), md)
         for c in self.nb.cells:
-            if c.cell_type=='markdown': c.source = not_code(lambda o: re.sub(r'\]\(/([\w./-]+)\.html#([\w.-]+)\)', _link, o), c.source)
+            if c.cell_type=='markdown': c.source = _links(c.source)
+            for o in c.get('outputs', []):
+                if 'text/markdown' in o.get('data', {}): o['data']['text/markdown'] = _links(''.join(o['data']['text/markdown']))
 
-# the sidebar: a section, and the pages whose names match one of its patterns
-sections = {'Start': ['00_*'], 'Callbacks': ['0[1-9]_*'], 'Texts and data': ['1*'], 'The three stages': ['2[0-8]*'],
-            'Using a model': ['29_*', '3*'], 'Tools': ['4*'], 'Tutorials': ['tutorials/*'], 'Experiments': ['experiments/*']}
+# The sidebar: a section, and the pages in the order of the patterns that their names match
+sections = {
+    'Start':                    ['index'],
+    'Tutorials':                ['tutorials/ten_lines', 'tutorials/own_csv', 'tutorials/your_language', 'tutorials/*'],
+    'The method':               ['00_*', '0[1-4]_*'],
+    'API: the whole run':       ['40_*', '42_*', '43_*', '39_*', '41_demo', '41_terminal'],
+    'API: using a model':       ['29_*', '3*'],
+    'API: in other programs':   ['41_*'],
+    'API: texts and data':      ['1*'],
+    'API: the three stages':    ['2*'],
+    'API: more callbacks':      ['0[5-9]_*'],
+    'Experiments':              ['experiments/*'],
+    'More':                     ['*']}
+order = [(k,pat) for k,pats in sections.items() for pat in pats]
 
-def section_of(name):
-    "The first section that the page `name` belongs to"
-    return next((k for k,pats in sections.items() if any(fnmatch(name, o) for o in pats)), 'Tools')
+def place_of(page): return next(i for i,(_,pat) in enumerate(order) if fnmatch(page.rel.with_suffix('').as_posix(), pat))
 
 def toctree(pages):
-    "The sidebar: the overview, then every page under its section"
+    "The sidebar: the overview, then every page under its section, then all figures"
     tree = {k:[] for k in sections}
-    tree['Start'] += ['Overview <self>','Gallery </gallery>']
-    for p in pages:
+    for p in sorted(pages, key=place_of):
         name = p.rel.with_suffix('').as_posix()
-        if name!='index': tree[section_of(name)].append(f'/{name}')
+        tree[order[place_of(p)][0]].append('Overview <self>' if name=='index' else f'/{name}')
+    tree['More'].append('All figures </gallery>')
     parts = ['\n'.join(['```{toctree}', f':caption: {k}', ':hidden:', '', *v, '```']) for k,v in tree.items() if v]
     return '\n\n'.join(parts)
+
+# The search box: a word that people type, and the pages that shall come first
+search_words = {
+    'train': '40_pipeline 42_cli', 'predict': '40_pipeline 42_cli 32_predict', 'command': '42_cli', 'shell': '42_cli',
+    'csv': '42_cli 11_text.files', 'excel': '11_text.files', 'table': '11_text.tables', 'labels': '11_text.labels 38_labelling experiments/few_labels',
+    'german': '20_weights experiments/pretraining', 'language': '20_weights 22_lm', 'weights': '20_weights', 'install': 'index',
+    'gpu': 'index experiments/performance', 'cpu': 'index experiments/performance', 'mail': 'index', 'wrong': '38_labelling',
+    'memory': '34_label_file experiments/performance', 'minutes': '40_pipeline 39_progress',
+    'confidence': '35_report 32_labelled', 'accuracy': '35_report experiments/few_labels', 'report': '35_report', 'explain': '37_explain',
+    'resume': '09_callback.resume 40_pipeline', 'kill': '09_callback.resume', 'save': '34_export 40_pipeline', 'load': '34_export 40_pipeline',
+    'export': '34_export 37_runtime', 'onnx': '37_runtime 31_graph', 'serve': '41_integrations.serve 42_cli', 'learner': 'tutorials/any_learner'}
+
+def add_words(pages):
+    "Put the words of the search box below the titles of their pages, as entries of the index"
+    by_name,words = {p.rel.with_suffix('').as_posix(): p for p in pages},{}
+    for word,names in search_words.items():
+        for name in names.split(): words.setdefault(by_name[name].name, []).append(f'! {word}')
+    for p in pages:
+        if p.name in words: p.nb.cells.insert(1, mk_cell('```{index} ' + ', '.join(words[p.name]) + '\n```', 'markdown'))
 
 def gallery(pages):
     "The page of all figures in the order of the sidebar, each a link to where it is drawn; writes the pictures"
     (src/'gallery').mkdir()
-    parts,seen = ['# Gallery\n\nAll figures of these pages. Each leads to the cell that draws it.'],set()
-    order = [*sections]
-    for p in sorted(pages, key=lambda p: (p.name!='index', order.index(section_of(p.rel.with_suffix('').as_posix())))):
+    parts,seen = ['---\nnosearch: true\n---', '# All figures\n\nEach leads to the cell that draws it.'],set()
+    for p in sorted(pages, key=place_of):
         figures = [f for f in p.figures if f.file not in seen]
         if not figures: continue
         title = next(l for c in p.nb.cells for l in c.source.splitlines() if l.startswith('# '))
@@ -168,6 +232,7 @@ def make_pages():
     cfg = ConfigParser(delimiters=['='], interpolation=None)
     cfg.read(root/'settings.ini', encoding='utf-8')
     pages = [Page(f, cfg['DEFAULT']['lib_path']) for f in nbglob(nbs, as_path=True).sorted()]
+    add_words(pages)
     next(p for p in pages if p.name=='index').nb.cells.append(mk_cell(toctree(pages), 'markdown'))
     for o in src,site.parent: rmtree(o, ignore_errors=True)
     copytree(nbs, src, ignore=ignore_patterns('*.ipynb', '*.md', '.*', 'models'))
@@ -176,8 +241,18 @@ def make_pages():
         p.link({p.name:p for p in pages})
         write_nb(p.nb, src/p.rel)
 
+def asks_outside(text):
+    "Where a page or a style sheet asks for a script, a style, a font or a picture that lies elsewhere"
+    tags = re.findall(r'<(?:script|img|iframe|link)\b[^>]*>', text)
+    urls = [u for t in tags if 'rel="canonical"' not in t for u in re.findall(r'(?:src|href)="([^"]*)"', t)]
+    urls += re.findall(r'(?:url\(|@import\s*)["\']?([^"\')\s;]+)', text)
+    return [u for u in urls if re.match(r'(?:\w+:)?//', u)]
+
 def main():
     make_pages()
-    raise SystemExit(sphinx_build(['-W', '--keep-going', '-q', '-E', '-b', 'html', '-c', str(docs), str(src), str(site)]))
+    rc = sphinx_build(['-W', '--keep-going', '-q', '-E', '-b', 'html', '-c', str(docs), str(src), str(site)])
+    files = [p for p in site.rglob('*') if p.suffix in ('.html','.css')]
+    outside = {f'{p.relative_to(site)} asks for {u}' for p in files for u in asks_outside(p.read_text(encoding='utf-8'))}
+    raise SystemExit('\n'.join(sorted(outside)) or rc)
 
 if __name__=='__main__': main()

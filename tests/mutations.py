@@ -399,6 +399,7 @@ def child(pipe, first, last, seed, made, wants, tmp, watch):
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os.dup2(null, 2)
+    for path,read in made.values(): read(path) # the pages of libraries are not in a forked process's memory until they are read
     for i in range(first, last):
         try: res = run_one(i, seed, made, wants, tmp, watch)
         except Hang: res = '?',False,'?','?','hang',''

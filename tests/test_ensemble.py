@@ -1,5 +1,5 @@
 "Predictor and BidirEnsemble from outside"
-import json,random,warnings
+import json,pickle,random
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch
 from fastai.text.all import (AWD_LSTM,CrossEntropyLossFlat,F1Score,F1ScoreMulti,FocalLossFlat,LabelSmoothingCrossEntropyFlat,
@@ -13,7 +13,7 @@ from ulmfit_ext.export import load_ulmfit
 from ulmfit_ext.mixture import Mixture,equal_mixture
 from ulmfit_ext.model import TextModel
 from ulmfit_ext.predict import Predictor
-from ulmfit_ext.reader import Int8LSTM,Reader
+from ulmfit_ext.reader import Reader
 from ulmfit_ext.report import Report,save_confusion
 from ulmfit_ext.words import BagOfWords
 
@@ -101,6 +101,25 @@ def test_predictor_leaves_the_learner_alone(ens):
     assert not any(moved(before, learn)) and all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
     learn.fit(1, 1e-4)
 
+def test_many_texts_are_read_by_a_copy(fresh, monkeypatch):
+    "of the present weights, if they are finite and of 32 bits; the answers are those of the model itself"
+    monkeypatch.setattr('ulmfit_ext.predict._much', 50)
+    texts,pred = make_df(40, seed=5).text.tolist(),Predictor(fit(fresh, 1, 0.01).fwd)
+    def _same(): close(pred(texts), torch.cat([pred([t]) for t in texts]))
+    _same()
+    first = pred.session
+    pred(texts)
+    assert first is not None and pred.session is first and Predictor(fresh.fwd, max_tokens=64)(texts).shape==(40,2)
+    fit(fresh, 1, 0.05)
+    _same()
+    assert pred.session is not first
+    now = pred.session
+    fresh.fwd.model.double()
+    _same()
+    fresh.fwd.model.float()
+    fresh.fwd.model[0].module.rnns[0].weight_hh_l0_raw.data[0,0] = float('nan')
+    assert pred(texts).isnan().any() and pred.session is now
+
 @pytest.mark.parametrize('bad', ['one text', b'bytes', 3, None, pd.DataFrame(dict(text=['a']))])
 def test_not_a_list_of_texts(ens, bad):
     with raises('expected a list of texts'): Predictor(ens.fwd)(bad)
@@ -120,28 +139,21 @@ def test_int8_is_close_and_a_snapshot(fresh):
     fit(fresh, 1, 0.05)
     assert torch.equal(int8(texts), b) and not torch.equal(p32(texts), a)
 
-def test_int8_reads_many_rows_and_few(fresh, monkeypatch):
-    "More rows than `Int8LSTM.few` take another way, which is as close"
+def test_int8_copies_keep_their_answers_in_any_company(fresh):
     texts = make_df(40, seed=5).text.tolist()
-    want,int8 = Predictor(fit(fresh, 1, 0.01).fwd)(texts),Predictor(fresh.fwd, quantize=True)
-    for few in (0,1000):
-        monkeypatch.setattr(Int8LSTM, 'few', few)
-        assert 0<(int8(texts)-want).abs().max()<.02
+    int8 = Predictor(fit(fresh, 1, 0.01).fwd, quantize=True)
+    assert torch.equal(int8(texts), torch.cat([int8([o]) for o in texts])) and torch.equal(int8(texts).flip(0), int8(texts[::-1]))
+    again = pickle.loads(pickle.dumps(int8.session))
+    ids = [o.numpy() for o in map(torch.as_tensor, int8.model.encode(texts))]
+    assert (again.logits(ids, 1)==int8.session.logits(ids, 1)).all()
 
-def test_int8_restores_the_engine_and_names_weights_that_are_not_finite(fresh):
-    was,rng = torch.backends.quantized.engine,torch.get_rng_state()
-    Predictor(fresh.fwd, quantize=True)
-    assert torch.backends.quantized.engine==was and torch.equal(torch.get_rng_state(), rng)
-    fresh.fwd.model[0].module.rnns[1].weight_hh_l0_raw.data[0,0] = float('nan')
-    with raises('layer 2.*not finite'): Predictor(fresh.fwd, quantize=True)
-    fresh.fwd.model[0].module.encoder.weight.data[3,0] = float('nan')
-    with raises('embedding.*not finite'): Predictor(fresh.fwd, quantize=True)
+@pytest.mark.parametrize('name,says', [('encoder.weight', 'embedding'), ('rnns.1.weight_hh_l0_raw', 'layer 2'), ('rnns.1.module.bias_ih_l0', 'layer 2')])
+def test_int8_of_weights_that_are_not_finite(fresh, name, says):
+    fresh.fwd.model[0].module.state_dict()[name].view(-1)[0] = float('nan')
+    with raises(f'{says}.*not finite'): Predictor(fresh.fwd, quantize=True)
 
 def test_int8_copies_are_made_by_several_threads(fresh):
-    "The engine and the warnings of the process stay what they were"
-    engine,filters = torch.backends.quantized.engine,list(warnings.filters)
     with ThreadPoolExecutor(4) as ex: made = list(ex.map(lambda _: Predictor(fresh.fwd, quantize=True), range(12)))
-    assert torch.backends.quantized.engine==engine and warnings.filters==filters
     texts = ['good film', 'a dull plot']
     assert all(torch.equal(o(texts), made[0](texts)) for o in made)
 

@@ -83,11 +83,10 @@ def test_a_fork_while_another_thread_predicts(ens, saved, kind):
 @forks
 def test_no_lock_is_inherited(ens):
     "Each lock of ours, held by a thread at the moment of the fork"
-    import ulmfit_ext.reader as reader
     tok = as_tokenizer('en')
-    for lock in (reader._one_at_a_time.lock, tok.lock, ens.fwd.lock):
+    for lock in (tok.lock, ens.fwd.lock):
         with lock:
-            def _free(): return not any(o.locked() for o in (reader._one_at_a_time.lock, tok.lock, ens.fwd.lock)) and tok(f'fork {os.getpid()}')[0]=='xxbos'
+            def _free(): return not any(o.locked() for o in (tok.lock, ens.fwd.lock)) and tok(f'fork {os.getpid()}')[0]=='xxbos'
             assert in_a_fork(_free)==0
         assert not lock.locked()
 

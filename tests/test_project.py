@@ -105,15 +105,6 @@ def test_readme():
     readme = runpy.run_path(str(root/'docs'/'readme.py'))['readme']
     assert (root/'README.md').read_text(encoding='utf-8') == readme(), 'run `python docs/readme.py`'
 
-def test_figures_in_the_documentation():
-    "Each figure has alt text, of its cell or of the text above, and leads to a target on its page"
-    build = runpy.run_path(str(root/'docs'/'build.py'))
-    assert build['plain']('Above.\n\nThe `loss` of [a model](x.ipynb):') == 'The loss of a model'
-    page = build['Page'](root/'nbs'/'02_callback.schedule.ipynb', 'ulmfit_ext')
-    assert len(page.figures)==4 and all(o.alt and o.png for o in page.figures)
-    texts = [c.source for c in page.nb.cells if c.cell_type=='markdown']
-    assert all(f'({o.target[1:]})=' in texts for o in page.figures)
-
 def undefined_names(code, known=()):
     "Names that `code` uses and neither its imports, nor itself, nor `known` define"
     names = dict.fromkeys(known)
@@ -154,6 +145,7 @@ def test_ci_runs_the_readme():
 # The house rules: CONTRIBUTING.md tells them
 
 max_cell,max_module,max_line,long_line = 45,465,140,110 # lines of an exported cell and of a module, characters of a line
+max_words = 35 # of a sentence; most have fewer than 25
 longer_modules = set() # what may be longer than `max_module`, such as 'cli.py': none so far
 
 def no(wrong):
@@ -229,6 +221,24 @@ def test_exported_cells_are_short():
             exported = c['cell_type']=='code' and any(re.match(r'#\| ?export[si]?\s*$', l) for l in lines)
             n = sum(not l.startswith('#|') for l in lines)
             if exported and n>max_cell: wrong.append(f"{p} cell {c['id']}: {n} lines, begins with {lines[1][:60]!r}")
+    no(wrong)
+
+def sentences(md):
+    "The sentences of a text in markdown, without code, formulas, tables, headings and where links lead"
+    md = re.sub(r'^```.*?^```|\$\$.*?\$\$', '', md, flags=re.M|re.S)
+    md = re.sub(r'^(\||#| {4}).*', '', md, flags=re.M)
+    md = re.sub(r'!?\[(.*?)\]\([^)]*\)', r'\1', md)
+    for part in re.split(r'\n\s*\n|^\s*(?:[-*>]|\d+\.) ', md, flags=re.M): yield from filter(None, re.split(r'(?<=[.!?:;])\s+', part.strip()))
+
+def test_sentences_are_short():
+    "The notebooks can be read aloud"
+    assert list(sentences('# A b\n\nOne [two](x.ipynb). Three:\n\n- four; five\n\n```\nsix\n```')) == ['One two.','Three:','four;','five']
+    wrong = []
+    for p in nbs:
+        for c in json.loads((root/p).read_text(encoding='utf-8'))['cells']:
+            if c['cell_type']!='markdown': continue
+            long = [o for o in sentences(''.join(c['source'])) if len(o.split())>max_words]
+            wrong += [f"{p} cell {c['id']}: {len(o.split())} words: {' '.join(o.split())[:80]}" for o in long]
     no(wrong)
 
 # Nothing of the machine it was made on is left in it

@@ -72,24 +72,3 @@ def test_weights_are_read_and_left_alone():
     before = {k: v.clone() for k,v in awd.state_dict().items()}
     out = pooled(Reader(awd.state_dict()), docs_of(9, 20))
     assert not out.requires_grad and all(torch.equal(v, before[k]) for k,v in awd.state_dict().items())
-
-# eight bits
-
-@pytest.mark.parametrize('rows', [1,5,40])
-def test_eight_bits_are_close(rows):
-    sd,docs = encoder(emb_sz=32, n_hid=64, std=.2).state_dict(),docs_of(*[30]*rows)
-    want,got = pooled(Reader(sd), docs),pooled(Reader(sd, int8=True), docs)
-    assert 0 < (want-got).abs().mean() < .03*want.abs().mean()
-
-def test_eight_bits_are_of_the_weights_as_they_were():
-    awd,docs = encoder(),docs_of(9, 20)
-    reader,f32 = Reader(awd.state_dict(), int8=True),Reader(awd.state_dict())
-    was = pooled(reader, docs),pooled(f32, docs)
-    for p in awd.parameters(): p.data.mul_(.5)
-    assert torch.equal(pooled(reader, docs), was[0]) and not torch.equal(pooled(f32, docs), was[1])
-
-@pytest.mark.parametrize('name,says', [('encoder.weight', 'embedding'), ('rnns.1.weight_hh_l0_raw', 'layer 2'), ('rnns.2.module.bias_ih_l0', 'layer 3')])
-def test_eight_bits_of_weights_that_are_not_finite(name, says):
-    sd = encoder().state_dict()
-    sd[name].view(-1)[0] = float('inf')
-    with pytest.raises(UlmfitError, match=f'{says}.*not finite'): Reader(sd, int8=True)

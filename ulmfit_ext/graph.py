@@ -17,7 +17,7 @@ class _Graph:
     def __init__(self):
         try: from onnx import helper,numpy_helper
         except ImportError:
-            raise UlmfitError("to_onnx needs the package onnx: pip install 'ulmfit_ext[onnx]'") from None
+            raise UlmfitError("the package onnx is missing: pip install onnx") from None
         self.onnx,self.as_tensor = helper,numpy_helper.from_array
         self.nodes,self.constants,self.inputs,self.outputs = [],[],[],[]
 
@@ -101,11 +101,19 @@ def _add_head(g, x, layers):
     return parts[-1].out_features
 
 # %% ../nbs/31_graph.ipynb #e1f043bb
+def _check_finite(weights, layers):
+    parts = {'the embedding': [weights['encoder.weight']], **{f'LSTM layer {i}': ws for i,ws in enumerate(layers, 1)}}
+    for name,ws in parts.items():
+        if all(w.isfinite().all() for w in ws): continue
+        raise UlmfitError(f"The weights of {name} are not finite, so training must have diverged")
+
 def onnx_graph(
     module, # fastai's text classifier in `eval` mode, or what `build_module` made: an encoder and a head
     int8:bool=False, # The LSTMs in 8-bit integers?
 ) -> bytes: # What a file `*.onnx` holds
-    "A classifier of one direction as a graph that reads a chunk. Raises `UlmfitError` where onnx is missing, or the head is another one"
+    """A classifier of one direction as a graph that reads a chunk.
+
+    Raises `UlmfitError` where onnx is missing, weights are not finite, or the head is another one"""
     enc,head = module
     weights  = enc.module.state_dict()
     g = _Graph()
@@ -113,6 +121,7 @@ def onnx_graph(
     g.takes('ids', 'steps', 'rows', dtype='INT64')
     g.takes('n', 'rows', dtype='INT32')
     layers = layer_weights(weights)
+    _check_finite(weights, layers)
     x = g.add('Gather', [g.const('embedding', _numbers(weights['encoder.weight'])), 'ids'], 'x0')
     for l,ws in enumerate(layers): x = _add_layer(g, l, x, *ws, int8)
     pooled = _add_pooling(g, x, f'h{len(layers)-1}_', weights['encoder.weight'].shape[1])

@@ -11,63 +11,8 @@ from .core import *
 from .core import patch
 from .text.tokens import *
 from .counts import *
+from .session import *
 from .folder import *
-
-# %% ../nbs/37_runtime.ipynb #0121f591
-class _Direction:
-    "The graph of one direction"
-    def __init__(self, file, n_classes, threads):
-        try: import onnxruntime as ort
-        except ImportError:
-            raise UlmfitError("load_onnx needs the package onnxruntime: pip install 'ulmfit_ext[runtime]'") from None
-        options = ort.SessionOptions()
-        options.log_severity_level = 3 # errors
-        if threads is not None: options.intra_op_num_threads = threads
-        try: self.session = ort.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
-        except Exception as e: # ONNX Runtime's have no class in common
-            raise UlmfitError(f"{file} cannot be read by ONNX Runtime {ort.__version__} ({shown(e, 120)}): "
-                              "upgrade it, or copy the model again") from e
-        outputs = {o.name: o.shape for o in self.session.get_outputs()}
-        self.known = {o.name: o.shape for o in self.session.get_inputs() if f'{o.name}_' in outputs}
-        if outputs['logits'][1]!=n_classes: raise ValueError('the graph has other classes')
-
-    def begin(self, n_rows):
-        "What is known of `n_rows` texts before their first word"
-        shapes = {k: [n_rows if o=='rows' else o for o in shape] for k,shape in self.known.items()}
-        return {k: np.full(o, -np.inf if k=='max' else 0, np.float32) for k,o in shapes.items()}
-
-    def read(self, ids, n, read, known):
-        "Outputs (rows, classes), and what is known after `ids` (steps, rows): `n` (rows,) words of each, `read` (rows,) in all"
-        inputs = dict(ids=ids, n=n.astype(np.int32), read=read[:,None].astype(np.float32), **known)
-        try: logits,*after = self.session.run(['logits', *[f'{k}_' for k in known]], inputs)
-        except Exception as e: raise UlmfitError(f"the graph of the model fails ({shown(e, 120)}): copy the model again") from e
-        return logits,dict(zip(known, after))
-
-# %% ../nbs/37_runtime.ipynb #9c06fb87
-_steps,_rows = 70,16 # of a chunk: 20 MB at the paper's size
-
-def _read_rows(direction, docs):
-    "Read `docs`, the longest first, side by side. Yields where the texts that end stand, and their outputs"
-    lens,known,pos = np.array([len(o) for o in docs]),direction.begin(len(docs)),0
-    while len(lens):
-        n   = np.minimum(lens-pos, _steps)
-        ids = np.zeros((n.max(), len(n)), np.int64)
-        for row,doc in enumerate(docs[:len(n)]): ids[:n[row],row] = doc[pos:pos+n[row]]
-        logits,known = direction.read(ids, n, pos+n, known)
-        pos += _steps
-        stay = int((lens>pos).sum()) # the first ones
-        yield slice(stay, len(lens)),logits[stay:]
-        lens,known = lens[:stay],{k: o[...,:stay,:] for k,o in known.items()}
-
-def _read_all(direction, docs, n_classes, n_rows):
-    "The outputs (texts, classes) of `docs`, arrays of ids in the direction in which the graph reads"
-    res   = np.zeros((len(docs), n_classes), np.float32)
-    order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))
-    for begin in range(0, len(docs), n_rows):
-        at = np.array(order[begin:begin+n_rows])
-        for rows,logits in _read_rows(direction, [docs[i] for i in at]): res[at[rows]] = logits
-    if (np.abs(res)<1e30).all(): return res
-    raise UlmfitError("What the model says of these texts is no number: its weights are damaged. Copy it again")
 
 # %% ../nbs/37_runtime.ipynb #86388c6d
 def _log_softmax(x): return x - np.logaddexp.reduce(x, -1, keepdims=True)
@@ -100,7 +45,8 @@ class OnnxClassifier:
         self.classes,self.multi = config['classes'],config['multi']
         self.thresh  = 0.5 if config['thresh'] is None else np.asarray(config['thresh'])
         self.values  = config.get('label_values') or self.classes # labels as they were given: numbers, booleans or strings
-        self.mixture,self.n_rows = config.get('mixture'),1 if config['int8'] else _rows
+        self.mixture = config.get('mixture')
+        self.rows    = 1 if config['int8'] else 16 # texts read side by side: 20 MB at the paper's size
 
     def __repr__(self):
         voices = ' and '.join([*self.directions, *([] if self.words is None else ['words'])])
@@ -115,7 +61,7 @@ class OnnxClassifier:
         if self.words is not None: outs['words'] = self.words.logits([[vocab[i] for i in o] for o in docs])
         for way,direction in self.directions.items():
             ids = [o[::-1] for o in docs] if way=='backward' else docs
-            outs[way] = _read_all(direction, ids, len(self.classes), self.n_rows)
+            outs[way] = direction.logits(ids, self.rows)
         return _together(outs, self.mixture, self.multi)
 
     def __call__(self,
@@ -158,6 +104,7 @@ def load_onnx(
         if not is_class_list(config['classes']): raise ValueError('classes are not all different strings or numbers')
         processor = TextProcessor.from_dict({**config['processor'], 'vocab': load_json(path/'vocab.json', 2**25)})
         names = {way: f'{side}.onnx' for way,side in (('forward','fwd'),('backward','bwd')) if side in config['models']}
-        directions = {way: _Direction(path/o, len(config['classes']), threads) for way,o in names.items()}
+        directions = {way: GraphSession(path/o, threads) for way,o in names.items()}
+        if {o.n_classes for o in directions.values()}!={len(config['classes'])}: raise ValueError('a graph has other classes')
         words = CountedWords.load(path) if 'words.json' in config['sha256'] else None
         return OnnxClassifier(processor, directions, config, words)
