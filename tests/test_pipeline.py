@@ -311,7 +311,7 @@ def test_words_of_several_labels(tmp_path, capsys):
     texts = make_texts(100, 5)
     df = pd.DataFrame(dict(text=texts, label=[[o for o in ('cat','dog','tree') if f' {o}' in t.lower()] for t in texts]))
     u = ULMFiT.from_df(df, tmp_path/'m', None, config=size, directions='bwd', bs=8, min_freq=1, seed=1).fit_classifier(1)
-    assert list(u.validate().index)==['words','backward','all'] and 'oth together' in capsys.readouterr().out
+    assert list(u.validate().index)==['words','backward','all'] and 'Weights of the voices, by 20 validation texts: ' in capsys.readouterr().out
     assert ULMFiT.load(u.path).bag.multi and isinstance(u.predict('a cat')[0], list)
 
 def test_words_without_labels(df, tmp_path):
