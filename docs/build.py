@@ -194,14 +194,14 @@ def toctree(pages):
 
 # The search box: a word that people type, and the pages that shall come first
 search_words = {
-    'train': '40_pipeline 42_cli', 'predict': '40_pipeline 42_cli 32_predict', 'command': '42_cli', 'shell': '42_cli',
-    'csv': '42_cli 11_text.files', 'excel': '11_text.files', 'table': '11_text.tables', 'labels': '11_text.labels 38_labelling experiments/few_labels',
-    'german': '20_weights experiments/pretraining', 'language': '20_weights 22_lm', 'weights': '20_weights', 'install': 'index',
+    'train': 'tutorials/ten_lines 40_pipeline 42_cli', 'predict': '40_pipeline 42_cli 32_predict', 'command': '42_cli', 'shell': '42_cli',
+    'csv': 'tutorials/own_csv 42_cli 11_text.files', 'excel': '11_text.files', 'table': '11_text.tables', 'labels': '11_text.labels 38_labelling experiments/few_labels',
+    'german': 'tutorials/your_language 20_weights', 'language': 'tutorials/your_language 20_weights 22_lm', 'weights': '20_weights', 'install': 'index',
     'gpu': 'index experiments/performance', 'cpu': 'index experiments/performance', 'mail': 'index', 'wrong': '38_labelling',
     'memory': '34_label_file experiments/performance', 'minutes': '40_pipeline 39_progress',
     'confidence': '35_report 32_labelled', 'accuracy': '35_report experiments/few_labels', 'report': '35_report', 'explain': '37_explain',
     'resume': '09_callback.resume 40_pipeline', 'kill': '09_callback.resume', 'save': '34_export 40_pipeline', 'load': '34_export 40_pipeline',
-    'export': '34_export 37_runtime', 'onnx': '37_runtime 31_graph', 'serve': '41_integrations.serve 42_cli', 'learner': 'tutorials/any_learner'}
+    'export': '34_export 37_runtime', 'onnx': '37_runtime 31_graph', 'serve': '41_integrations.serve 42_cli', 'learner': 'tutorials/any_learner', 'callback': 'tutorials/own_callback tutorials/any_learner', 'fastai': 'tutorials/from_stock'}
 
 def add_words(pages):
     "Put the words of the search box below the titles of their pages, as entries of the index"
