@@ -3,7 +3,7 @@ import json,pickle,random
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch
 from fastai.text.all import (AWD_LSTM,CrossEntropyLossFlat,F1Score,F1ScoreMulti,FocalLossFlat,LabelSmoothingCrossEntropyFlat,
-    Perplexity,ProgressCallback,RocAucBinary,TextDataLoaders,ValueMetric,accuracy,accuracy_multi,defaults,language_model_learner,text_classifier_learner)
+    LinBnDrop,Perplexity,ProgressCallback,RocAucBinary,SigmoidRange,TextDataLoaders,ValueMetric,accuracy,accuracy_multi,defaults,language_model_learner,text_classifier_learner)
 from torch import nn
 from ulmfit_ext.callback.bpt3c import BPT3C
 from ulmfit_ext.core import UlmfitError,save_figure
@@ -113,12 +113,37 @@ def test_many_texts_are_read_by_a_copy(fresh, monkeypatch):
     fit(fresh, 1, 0.05)
     _same()
     assert pred.session is not first
-    now = pred.session
     fresh.fwd.model.double()
     _same()
     fresh.fwd.model.float()
     fresh.fwd.model[0].module.rnns[0].weight_hh_l0_raw.data[0,0] = float('nan')
-    assert pred(texts).isnan().any() and pred.session is now
+    assert pred(texts).isnan().any() and pred.session is None
+
+@pytest.mark.parametrize('name,head', [('as fastai makes it', lambda h: h), ('y_range', lambda h: h.append(SigmoidRange(0, 5))), ('plain', lambda h: nn.Sequential(nn.Linear(24, 2))),
+                                       ('bias', lambda h: nn.Sequential(LinBnDrop(24, 5, bn=False, act=nn.ReLU()), LinBnDrop(5, 2, bn=False))),
+                                       ('two blocks of one ReLU', lambda h: nn.Sequential(h[0], nn.Sequential(nn.Linear(50, 4), h[0][-1]), nn.Linear(4, 2))),
+                                       ('GELU', lambda h: nn.Sequential(nn.Linear(24, 5), nn.GELU(), nn.Linear(5, 2))),
+                                       ('batch norm without weights', lambda h: nn.Sequential(nn.BatchNorm1d(24, affine=False), nn.Linear(24, 2)))])
+def test_many_texts_and_any_head(fresh, monkeypatch, name, head):
+    "A head that no graph holds is read by PyTorch, as with few texts"
+    learn = fresh.fwd
+    learn.model[1].layers = head(learn.model[1].layers)
+    want  = Predictor(learn, max_tokens=1536)
+    texts = make_df(40, seed=5).text.tolist()
+    ids   = [*want.model.encode(texts), torch.zeros(0, dtype=torch.long)]
+    monkeypatch.setattr('ulmfit_ext.predict._much', 50)
+    pred = Predictor(learn)
+    close(pred.from_ids(ids), want.from_ids(ids))
+    assert (pred.session is None)==(name in ('y_range','GELU','batch norm without weights'))
+    if pred.session: assert (Predictor(learn, quantize=True).from_ids(ids)-want.from_ids(ids)).abs().max()<.05
+
+def test_weights_in_other_places_are_other_weights(fresh, monkeypatch):
+    "The same numbers, for another class"
+    monkeypatch.setattr('ulmfit_ext.predict._much', 50)
+    texts,pred = make_df(40, seed=5).text.tolist(),Predictor(fresh.fwd)
+    was = pred(texts)
+    with torch.no_grad(): last = fresh.fwd.model[1].layers[-1][-1].weight; last.copy_(last.flip(0))
+    close(pred(texts), was.flip(1))
 
 @pytest.mark.parametrize('bad', ['one text', b'bytes', 3, None, pd.DataFrame(dict(text=['a']))])
 def test_not_a_list_of_texts(ens, bad):

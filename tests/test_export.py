@@ -4,7 +4,8 @@ import hashlib,json,os,pickle,shutil,subprocess,sys
 from pathlib import Path
 from unittest.mock import patch
 import numpy as np, pandas as pd, pytest, torch
-from fastai.text.all import AWD_LSTM,BCEWithLogitsLossFlat,LabelSmoothingCrossEntropyFlat,text_classifier_learner
+from fastai.text.all import AWD_LSTM,BCEWithLogitsLossFlat,LabelSmoothingCrossEntropyFlat,LinBnDrop,text_classifier_learner
+from torch import nn
 from safetensors import safe_open
 from safetensors.torch import load_file,load_model
 import ulmfit_ext.folder as X
@@ -64,6 +65,14 @@ def test_probabilities_are_exactly_the_same(ens, saved):
     pd.testing.assert_frame_equal(loaded.predict_df(texts), ens.predict_df(texts))
     pd.testing.assert_frame_equal(loaded.validate(df=make_df(20, 3)), ens.validate(df=make_df(20, 3)))
 
+def test_a_copy_for_many_texts_is_not_pickled(saved, monkeypatch):
+    monkeypatch.setattr('ulmfit_ext.predict._much', 5)
+    loaded = load_ulmfit(saved)
+    want   = loaded.get_preds(texts=texts)[0]
+    again  = pickle.loads(pickle.dumps(loaded))
+    assert loaded.predictor('forward').session is not None and again.predictor('forward').session is None
+    assert torch.equal(again.get_preds(texts=texts)[0], want)
+
 def test_again_and_again(ens, saved, tmp_path):
     again = load_ulmfit(saved).save(tmp_path/'again')
     assert tree(again)==tree(saved)
@@ -100,6 +109,14 @@ def test_all_settings_come_back(ens, tmp_path, kwargs):
     again  = loaded.fwd.to_learner()
     assert same(loaded, one) and same(BidirEnsemble(again), one) and TextModel.from_learner(again).config==TextModel.from_learner(one.fwd).config
     assert [(type(m), m.p) for m in again.model.modules() if hasattr(m, 'p')]==[(type(m), m.p) for m in one.fwd.model.modules() if hasattr(m, 'p')]
+
+@pytest.mark.parametrize('block', [lambda: LinBnDrop(24, 2, bn=False), lambda: LinBnDrop(24, 2, act=nn.GELU()), lambda: nn.Linear(24, 2)])
+def test_a_head_that_could_not_be_built_again(ens, tmp_path, block):
+    "would answer otherwise once it is loaded, or not be loaded"
+    one = ulmfit_classifier(ens.fwd.dls, tiny, bptt=20)
+    one.model[1].layers = nn.Sequential(block())
+    assert Predictor(one)(texts).shape==(len(texts), 2)
+    with raises('head of this model is not'): BidirEnsemble(one).save(tmp_path/'m')
 
 def test_the_encoder_of_a_language_model_of_one_layer(ens, tmp_path):
     "Its LSTM has the size of the embeddings; `n_hid`, which it has no use for, may be anything"

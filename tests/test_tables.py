@@ -124,7 +124,8 @@ def test_whole_numbers_beside_a_gap_in_json(tmp_path):
     assert [None if pd.isna(o) else o for o in got.id.tolist()]==[12345678901234567,None,3] and got.x.dtype==float
 
 def test_read_table_missing(tmp_path):
-    with fails('no file'): read_table(tmp_path/'no.csv')
+    for name in ('no.csv','no','no.xls'):
+        with fails('no file'): read_table(tmp_path/name)
     with fails('no file'): read_table(tmp_path.parent/f'{tmp_path.name}.csv')
 
 def test_surrogates_in_json(tmp_path):

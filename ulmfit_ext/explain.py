@@ -8,10 +8,8 @@ __all__ = ['token_spans', 'Explanation']
 # %% ../nbs/37_explain.ipynb #076599a5
 import html
 import numpy as np,pandas as pd,torch
-from torch.nn import functional as F
 from .core import *
 from .core import patch
-from .text.tokens import special_tokens
 from .mixture import *
 from .reader import *
 from .model import *

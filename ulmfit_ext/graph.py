@@ -87,22 +87,33 @@ def _add_pooling(g, out, last, emb_sz):
     return g.add('Concat', [g.add('Squeeze', [last, 'axis_0'], 'last'), 'max_', mean], 'pooled', axis=1)
 
 # %% ../nbs/31_graph.ipynb #da29615e
+def _layers_of(m):
+    "The layers of a head, in the order in which it runs them; those that do nothing in prediction are left out"
+    if isinstance(m, nn.Sequential): return [o for part in m for o in _layers_of(part)]
+    return [] if isinstance(m, (nn.Dropout, nn.Identity)) else [m]
+
 def _add_head(g, x, layers):
     "The layers of fastai's `PoolingLinearClassifier` over `x`; the number of classes"
-    parts = [m for block in layers for m in block if not isinstance(m, nn.Dropout)]
+    parts = _layers_of(layers)
     for i,m in enumerate(parts):
-        to = 'logits' if m is parts[-1] else f'head{i}'
-        if isinstance(m, nn.BatchNorm1d):
+        to = 'logits' if i==len(parts)-1 else f'head{i}'
+        if isinstance(m, nn.BatchNorm1d) and m.affine and m.track_running_stats:
             wgts = [g.const(f'{to}_{k}', _numbers(o)) for k,o in enumerate((m.weight, m.bias, m.running_mean, m.running_var))]
             x = g.add('BatchNormalization', [x, *wgts], to, epsilon=m.eps)
-        elif isinstance(m, nn.Linear): x = g.add('MatMul', [x, g.const(f'{to}_w', _numbers(m.weight).T)], to)
-        elif isinstance(m, nn.ReLU):   x = g.add('Relu', [x], to)
-        else: raise UlmfitError(f"The head of this model has a {type(m).__name__}, which to_onnx does not know: save it with `save`")
-    return parts[-1].out_features
+        elif isinstance(m, nn.Linear):
+            bias = [] if m.bias is None else [g.const(f'{to}_b', _numbers(m.bias))]
+            x = g.add('Gemm', [x, g.const(f'{to}_w', _numbers(m.weight)), *bias], to, transB=1)
+        elif isinstance(m, nn.ReLU): x = g.add('Relu', [x], to)
+        else:
+            raise UlmfitError(f"The head of this model has a {type(m).__name__}, which our graphs cannot hold: "
+                              "read it with PyTorch, without `quantize`")
+    return [m for m in parts if isinstance(m, nn.Linear)][-1].out_features
+
 
 # %% ../nbs/31_graph.ipynb #e1f043bb
-def _check_finite(weights, layers):
-    parts = {'the embedding': [weights['encoder.weight']], **{f'LSTM layer {i}': ws for i,ws in enumerate(layers, 1)}}
+def _check_finite(weights, layers, head):
+    parts = {'the embedding': [weights['encoder.weight']], **{f'LSTM layer {i}': ws for i,ws in enumerate(layers, 1)},
+             'the head': head.state_dict().values()}
     for name,ws in parts.items():
         if all(w.isfinite().all() for w in ws): continue
         raise UlmfitError(f"The weights of {name} are not finite, so training must have diverged")
@@ -121,7 +132,7 @@ def onnx_graph(
     g.takes('ids', 'steps', 'rows', dtype='INT64')
     g.takes('n', 'rows', dtype='INT32')
     layers = layer_weights(weights)
-    _check_finite(weights, layers)
+    _check_finite(weights, layers, head.layers)
     x = g.add('Gather', [g.const('embedding', _numbers(weights['encoder.weight'])), 'ids'], 'x0')
     for l,ws in enumerate(layers): x = _add_layer(g, l, x, *ws, int8)
     pooled = _add_pooling(g, x, f'h{len(layers)-1}_', weights['encoder.weight'].shape[1])

@@ -308,12 +308,15 @@ def curve_html(
     labels, # The label of each
     classes:list=None, # As for `learning_curve`
     **kwargs # `multi` and `balance` of `learning_curve`
-) -> list: # Strings; none where there are too few texts, or more than 5,000
+) -> list: # Strings; none where there are more than 5,000 texts
     "What more labels would bring, as parts of a page"
     import matplotlib.pyplot as plt
     curve,n = learning_curve(texts, labels, classes, **kwargs),len(texts)
-    if not curve: return []
+    if n>5000: return []
+    said  = next_doubling(curve, n) or f'{n:,} labels to learn from are too few to tell: it takes 40.'
+    begin = [html_heading('What more labels would bring'), html_paragraph(said)]
+    if not curve: return begin
     points = '; '.join(f'with {share*n:,.0f} labels in {right:.1%}' for share,right in sorted(curve.items()))
     with plt.ioff(): picture = html_picture(plot_learning_curve(curve, n), f'Learning curve. Counting words is right {points}')
-    return [html_heading('What more labels would bring'), html_paragraph(next_doubling(curve, n)), picture]
+    return [*begin, picture]
 

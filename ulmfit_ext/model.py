@@ -117,13 +117,19 @@ def _dropout(block):
     "The probability of dropout in a block of the head"
     return next((float(m.p) for m in block if isinstance(m, nn.Dropout)), 0.)
 
+def _is_fastais(head):
+    "Has a head, as a list of blocks, the layers that fastai gives it?"
+    def _layers(block): return [type(m) for m in block if not isinstance(m, nn.Dropout)]
+    kinds  = [nn.BatchNorm1d,nn.Linear,nn.ReLU]
+    blocks = [_layers(o) if isinstance(o, nn.Sequential) else None for o in head]
+    return blocks==[*[kinds]*(len(head)-1), kinds[:2]] and all(m.bias is None for o in head for m in o if isinstance(m, nn.Linear))
+
 def _learner_config(learn):
     "What it takes to build the model of `learn` again. Raises `UlmfitError` where its head is not fastai's"
-    from fastai.layers import LinBnDrop
     from fastai.text.models.core import SentenceEncoder
     enc,head = _checked_module(learn)
     awd,blocks = enc.module,list(head.layers)
-    if not all(isinstance(o, LinBnDrop) for o in blocks):
+    if not _is_fastais(blocks):
         raise UlmfitError("The head of this model is not fastai's `PoolingLinearClassifier`: save its state dict instead")
     config = dict(emb_sz=awd.emb_sz, n_hid=awd.n_hid, n_layers=awd.n_layers, pad_token=awd.pad_token,
                   hidden_p=awd.hidden_dps[0].p, input_p=awd.input_dp.p, embed_p=awd.encoder_dp.embed_p,

@@ -6,8 +6,9 @@
 __all__ = ['Predictor', 'some_numbers']
 
 # %% ../nbs/32_predict.ipynb #bcb5d836
-import math
 import torch
+from contextlib import suppress
+from zlib import crc32
 from torch import nn
 from .core import *
 from .core import patch
@@ -36,6 +37,9 @@ class Predictor:
         self.session,self.numbers = None,None
         if quantize: self._make_session()
 
+    def __getstate__(self): # a copy that can be made anew is not pickled
+        return vars(self) if self.quantize else {**vars(self), 'session': None, 'numbers': None}
+
     def __call__(self,
         texts, # Raw texts: a list, a Series, any iterable of `str`
         progress:bool=True, # Show a bar if there is enough to do?
@@ -55,9 +59,10 @@ _much = 10_000 # tokens, for which a copy is soon made up for
 
 def some_numbers(
     module, # Any module
-) -> list: # Two numbers of each weight, and of what batch norm keeps
-    "To see whether weights are still as they were: the sum and the length of each"
-    return [(o.sum().item(), o.norm().item()) for o in module.state_dict().values() if o.is_floating_point()]
+) -> list: # Three numbers of each weight, and of what batch norm keeps
+    "To see whether weights are still as they were, in their places: sum and length of each, and a checksum of some of its numbers"
+    def _some(o): return o.flatten()[::max(1, o.numel()//10_000)].float().cpu().contiguous().numpy()
+    return [(o.sum().item(), o.norm().item(), crc32(_some(o))) for o in module.state_dict().values() if o.is_floating_point()]
 
 @patch
 def _make_session(self:Predictor):
@@ -71,11 +76,10 @@ def _session_for(self:Predictor, n_tokens):
     if n_tokens<_much or self.max_tokens is not None: return None
     with self.model.predicting() as module:
         if any(o.device.type!='cpu' or o.dtype!=torch.float32 for o in module.parameters()): return None
-        now = some_numbers(module)
-    if not all(math.isfinite(o) for pair in now for o in pair): return None
-    if self.session is None or now!=self.numbers:
-        self._make_session()
-        self.numbers = now
+        now = [*some_numbers(module), repr(module)]
+    if now!=self.numbers:
+        self.session,self.numbers = None,now
+        with suppress(UlmfitError): self._make_session() # no graph holds some heads, and weights that are not finite
     return self.session
 
 

@@ -66,11 +66,12 @@ _steps = 70 # of a chunk
 def read_together(self:GraphSession, docs):
     "Read `docs`, the longest first, side by side. Yields where the texts that end stand, and their outputs"
     lens,known,pos = np.array([len(o) for o in docs]),self.begin(len(docs)),0
+    known['max'][lens==0] = 0 # no tokens give zeros, as in a `Reader`
     while len(lens):
         n   = np.minimum(lens-pos, _steps)
-        ids = np.zeros((n.max(), len(n)), np.int64)
+        ids = np.zeros((max(1, n.max()), len(n)), np.int64)
         for row,doc in enumerate(docs[:len(n)]): ids[:n[row],row] = doc[pos:pos+n[row]]
-        logits,known = self.read(ids, n, pos+n, known)
+        logits,known = self.read(ids, n, np.maximum(1, pos+n), known)
         pos += _steps
         stay = int((lens>pos).sum()) # the first ones
         yield slice(stay, len(lens)),logits[stay:]

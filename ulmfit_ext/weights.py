@@ -17,7 +17,6 @@ from .text.labels import *
 from .text.tables import *
 from .text.tokens import *
 from .text.loaders import *
-from .data import lm_epochs
 
 # %% ../nbs/20_weights.ipynb #5b9c2f29
 def awd_sizes(learn) -> dict:

@@ -6,7 +6,7 @@
 __all__ = ['corpus_key', 'TextStream', 'Corpus', 'tokenize_corpus', 'held_out', 'train_subwords', 'kept_subwords']
 
 # %% ../../nbs/13_text.corpus.ipynb #5c5f3142
-import codecs,gzip,hashlib,io,itertools,json,multiprocessing,os,re,shutil,signal,sys,tempfile,threading,warnings
+import codecs,gzip,hashlib,io,itertools,json,multiprocessing,os,re,signal,sys,threading,warnings
 from collections import Counter,deque
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool,ProcessPoolExecutor
@@ -14,7 +14,7 @@ from contextlib import closing,contextmanager,nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-import numpy as np,pandas as pd
+import numpy as np
 from ..core import *
 from .files import *
 from .tables import *

@@ -329,11 +329,12 @@ class TableFile:
     def _opened(self): return nullcontext(self.stdin) if self.is_stdin else opened(self.path)
 
     def _check(self):
+        missing = UlmfitError(f"no file '{self.path}': check the path (the current folder is '{Path.cwd()}')")
+        if not self.is_stdin and not self.path.exists(): raise missing
         if self.kind not in (*table_kinds, *([None] if self.is_stdin else [])):
             raise UlmfitError(f"cannot tell what '{self.path}' is: name it .csv, .tsv, .jsonl, .ndjson, .json, .txt, .xlsx "
                               "or .parquet (.gz may follow), or pass a DataFrame")
-        if not self.is_stdin and not self.path.is_file():
-            raise UlmfitError(f"no file '{self.path}': check the path (the current folder is '{Path.cwd()}')")
+        if not self.is_stdin and not self.path.is_file(): raise missing
 
     @property
     def n_read(self): # bytes of the file, gzipped or not, that have been read
