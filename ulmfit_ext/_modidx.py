@@ -860,6 +860,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ulmfit_ext.ensemble._by_way': ('ensemble.html#_by_way', 'ulmfit_ext/ensemble.py'),
                                      'ulmfit_ext.ensemble._check_words': ('ensemble.html#_check_words', 'ulmfit_ext/ensemble.py'),
                                      'ulmfit_ext.ensemble._columns': ('ensemble.html#_columns', 'ulmfit_ext/ensemble.py'),
+                                     'ulmfit_ext.ensemble._few_numbers': ('ensemble.html#_few_numbers', 'ulmfit_ext/ensemble.py'),
                                      'ulmfit_ext.ensemble._first_difference': ('ensemble.html#_first_difference', 'ulmfit_ext/ensemble.py'),
                                      'ulmfit_ext.ensemble._is_of_other_way': ('ensemble.html#_is_of_other_way', 'ulmfit_ext/ensemble.py'),
                                      'ulmfit_ext.ensemble._label_axes': ('ensemble.html#_label_axes', 'ulmfit_ext/ensemble.py'),

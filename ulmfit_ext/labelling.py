@@ -311,8 +311,9 @@ def curve_html(
 ) -> list: # Strings; none where there are more than 5,000 texts
     "What more labels would bring, as parts of a page"
     import matplotlib.pyplot as plt
-    curve,n = learning_curve(texts, labels, classes, **kwargs),len(texts)
+    n = len(texts)
     if n>5000: return []
+    curve = learning_curve(texts, labels, classes, **kwargs)
     said  = next_doubling(curve, n) or f'{n:,} labels to learn from are too few to tell: it takes 40.'
     begin = [html_heading('What more labels would bring'), html_paragraph(said)]
     if not curve: return begin

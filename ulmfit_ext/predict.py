@@ -92,10 +92,11 @@ def from_ids(self:Predictor,
     "The model's outputs before softmax or sigmoid, for texts that have been encoded"
     docs  = [torch.as_tensor(o, dtype=torch.long).as_subclass(torch.Tensor) for o in ids]
     docs  = [o[o!=self.model.pad_idx] for o in docs]
-    ticks = _ticks(len(docs), progress and self.model.shows_bars and sum(map(len, docs))>10_000)
+    n_tokens = sum(map(len, docs))
+    ticks = _ticks(len(docs), progress and self.model.shows_bars and n_tokens>10_000)
     def _done(n):
         for _ in range(n): next(ticks)
-    session = self._session_for(sum(map(len, docs)))
+    session = self._session_for(n_tokens)
     if session:
         rows = 1 if self.quantize else 16
         res  = torch.from_numpy(session.logits([o.cpu().numpy() for o in docs], rows, _done))
