@@ -27,7 +27,7 @@ def train(out, *options, **tables):
 def train_sections(run):
     "A model that tells sections of documentation apart"
     df = pd.read_csv(root/'ulmfit_ext'/'text'/'sample.csv')[['text','label']].sample(frac=1, random_state=42)
-    return train(run/'sections', '--lm-epochs', '0', '--epochs', '4', labelled=df[:len(df)//2], new=df[len(df)//2:])
+    return train(run/'sections', '--lm-epochs', '0', '--epochs', '4', '--recipe', 'together', '--no-refit', labelled=df[:len(df)//2], new=df[len(df)//2:])
 
 def train_questions(run, n=800):
     "A model that tells apart what questions ask for"
