@@ -96,6 +96,20 @@ def with_split(self:UlmfitDls,
     res.train_idx,res.valid_idx = np.sort(np.asarray(train_idx)),np.sort(np.asarray(valid_idx))
     return res
 
+# %% ../nbs/15_data.ipynb #adbe910d
+@patch
+def with_guesses(self:UlmfitDls,
+    rows, # Rows without a label
+    labels, # The label of each, one of the classes
+) -> UlmfitDls:
+    "The same texts and validation rows, where `rows` have these labels and are trained on"
+    res = self.with_split(np.union1d(self.train_idx, rows), self.valid_idx)
+    res.y = [*self.y, *[None]*(len(self.offs)-1-len(self.y))]
+    for i,label in zip(rows, labels): res.y[i] = label
+    res.labelled,res.n_unlabelled = np.union1d(self.labelled, rows).astype(int),self.n_unlabelled-len(rows)
+    return res
+
+
 # %% ../nbs/15_data.ipynb #68ba9683
 @patch
 def sha256(self:UlmfitDls) -> str: # 64 hexadecimal digits

@@ -32,6 +32,7 @@ from .ensemble import *
 from .voices import *
 from .earlier import *
 from .export import *
+from .guesses import *
 from .progress import *
 
 # %% ../nbs/40_pipeline.ipynb #bde5f167
@@ -71,6 +72,7 @@ class ULMFiT(Answering):
         self.valid_col = None # the column that says what is held out, if there is one
         self.bag = None # the third voice: words of the training texts alone, as `refit` leaves it
         self.how = None # what `fit_classifier` trained with
+        self.guesses = None # rows and labels that `self_train` learned from
         self.before = None # the earlier run that this one goes on from
         self.key = None # of the table, as `TableNote` has it
         self.plan,self.coming = Plan(minutes, cache(self._guess_speed)),{} # `coming`: arguments of `fit_classifier`, if known
@@ -147,7 +149,7 @@ def _dls(self:ULMFiT, kind, side, data=None):
 @patch
 def _from_disk(self:ULMFiT, kind, side, settings, read):
     "What `read` makes of the piece with `settings`; None where there is none, or it is damaged"
-    what = dict(lm='Language model', classifier='Classifier', refit='Classifier of all labels')[kind]
+    what = dict(lm='Language model', classifier='Classifier', guesses='Classifier of labels and guesses', refit='Classifier of all labels')[kind]
     path = find_piece(self.path/kind, side, settings)
     if path is not None:
         try:
@@ -264,7 +266,7 @@ def fit_classifier(self:ULMFiT,
         common['n_epoch'] = ifnone(n_epoch, epochs_for(len(self.dls.train_idx)))
         self.how = dict(recipe=recipe, **common)
         self.learns = self._classifiers('classifier', self.dls, **self.how)
-        self._ensemble,self.held_out = None,None
+        self._ensemble,self.held_out,self.guesses = None,None,None
         self.plan.hide()
         if len(self.dls.valid_idx): weigh_voices(self.ensemble)
         self.save()
@@ -278,8 +280,9 @@ def _all_cbs(learn, cbs, bf16, *more): return L(cbs) + L(LossOnGPU(), *more) + L
 def _classifiers(self:ULMFiT, kind, data, recipe, n_epoch, wd, bf16, cbs, **kwargs):
     "The classifier of each direction for the split of `data`, read from disk, or trained in the time there is and saved"
     res = {}
+    learned = {} if data.labelled is self.dls.labelled else dict(data_sha256=data.sha256()) # there are guesses in it
     for side in self.sides:
-        settings = self._classifier_settings(side, n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **asdict(recipe), **kwargs)
+        settings = self._classifier_settings(side, n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **asdict(recipe), **learned, **kwargs)
         learn = self._from_disk(kind, side, settings, partial(self._read_classifier, side, data, **kwargs))
         if learn is None:
             learn = self._new_classifier(side, data=data, **kwargs)
@@ -343,6 +346,42 @@ def _try_recipes(self:ULMFiT, side, splits, begun, n_epoch, wd, bf16, cbs=None, 
     def _new(train, valid): return self._new_classifier(side, data=self.dls.with_split(train, valid), **kwargs)
     return try_recipes(_new, splits, recipes, n_epoch, wd, _cbs, begun)
 
+# %% ../nbs/40_pipeline.ipynb #c6c8f039
+@patch
+def _how(self:ULMFiT, data):
+    "What `fit_classifier` trained with; of guesses there are many, and they need fewer epochs"
+    if data.labelled is self.dls.labelled: return self.how
+    return {**self.how, 'n_epoch': min(self.how['n_epoch'], epochs_for(len(data.train_idx)))}
+
+@patch
+def self_train(self:ULMFiT,
+    share:float=0.25, # Of the texts without a label: those whose guesses are the surest, in each class alike
+    most:int=2000, # Guesses to learn from, at most
+) -> ULMFiT: # Itself
+    """Self-training: train once more, on the labels, and on guesses of labels for texts that have none.
+
+    The new classifiers are taken unless the held-out texts say that they are worse. `refit` then learns from the guesses too.
+    Raises `UlmfitError` before `fit_classifier`, after `refit`, and where there is nothing to guess, or nothing held out to judge by."""
+    self._can_train()
+    check_guessing(self.dls)
+    if self.how is None: raise UlmfitError("There is no classifier that could guess: call `fit_classifier()` first")
+    if self.held_out is not None: raise UlmfitError("Nothing is held out any more to judge guesses by: call `self_train()` before `refit()`")
+    with run_lock(self.path), self.plan.running():
+        rows,labels = guess_labels(self.ensemble, self.dls, share, most)
+        data = self.dls.with_guesses(rows, labels)
+        how  = self._how(data)
+        print(f'Self-training: {len(rows):,} guesses beside {len(self.dls.train_idx):,} labels')
+        self.plan.add_refit(data, self._sizes(), self.sides, how['n_epoch'], how['recipe'], 'guesses')
+        learns = self._classifiers('guesses', data, **how)
+        words  = None if self.bag is None else words_of(data, how.get('balance', False))
+        after  = BidirEnsemble(*learns.values(), words=words)
+        if words is not None: after.weigh(after.answers())
+        if is_worse(self.ensemble, after): return self
+        self.learns,self._ensemble,self.guesses = learns,after,(rows,labels)
+        self.save()
+    return self
+
+
 # %% ../nbs/40_pipeline.ipynb #d79f8da6
 @patch
 def refit(self:ULMFiT) -> ULMFiT: # Itself
@@ -354,10 +393,11 @@ def refit(self:ULMFiT) -> ULMFiT: # Itself
     if self.how is None: raise UlmfitError("There is no classifier to train once more: call `fit_classifier()` first")
     if self.held_out is not None or not len(self.dls.valid_idx): return self # all labels are learned from already
     before,data = self.ensemble,self.dls.with_split(self.dls.labelled, self.dls.valid_idx[:0])
-    held_out = before.answers()
+    if self.guesses is not None: data = data.with_guesses(*self.guesses)
+    held_out,how = before.answers(),self._how(data)
     with run_lock(self.path), self.plan.running():
-        self.plan.add_refit(self.dls, self._sizes(), self.sides, self.how['n_epoch'], self.how['recipe'])
-        self.learns = self._classifiers('refit', data, **self.how)
+        self.plan.add_refit(data, self._sizes(), self.sides, how['n_epoch'], how['recipe'])
+        self.learns = self._classifiers('refit', data, **how)
         words = None if self.bag is None else kept_words(data, self.path/'words', self.how.get('balance', False), data_sha256=data.sha256())
         ensemble = BidirEnsemble(*self.learns.values(), words=words, mixture=before.mixture)
         self._ensemble,self.held_out = ensemble,held_out
@@ -383,17 +423,25 @@ def fit(self:ULMFiT,
     lm:dict=None, # Arguments of `fit_lm`; with `n_epoch=0` the language model stays as it is
     classifier:dict=None, # Arguments of `fit_classifier`
     refit:bool=None, # Train on all labels in the end? None: up to 5,000, if the `minutes` allow, and without `valid_col`
+    self_train:bool=False, # Learn from texts without a label too, if the `minutes` allow? See `self_train`
 ) -> ULMFiT: # Itself
-    "Stages two and three: `fit_lm` (not where the run goes on), `fit_classifier` and `refit`, in the `minutes` of the run"
+    """Stages two and three, in the `minutes` of the run: `fit_lm` (not where the run goes on), `fit_classifier`, and what else is wanted
+
+    Raises `UlmfitError` for `self_train` where there is nothing to guess, or nothing held out to judge by."""
     lm,self.coming = lm or {},classifier or {}
     has_labels = self.dls.classes is not None
     if refit is None: refit = len(self.dls.labelled)<=5000 and self.valid_col is None
     if has_labels: check_place(self.folder)
+    if self_train: check_guessing(self.dls)
     with run_lock(self.path), self.plan.running():
-        if refit and has_labels: self.plan.add_refit(self.dls, self._sizes(), self.sides, self.coming.get('n_epoch'))
+        learned = some_guesses(self.dls) if self_train else self.dls
+        for kind,wanted in dict(guesses=self_train, refit=refit and has_labels).items():
+            if wanted: self.plan.add_refit(learned, self._sizes(), self.sides, self.coming.get('n_epoch'), kind=kind)
         if lm.get('n_epoch')!=0 and self.before is None: self.fit_lm(**lm)
         if has_labels: self.fit_classifier(**self.coming)
-        if refit and has_labels and self.plan.has_time_to_refit(): self.refit()
+        if self_train and self.plan.has_time_for('guesses'): self.self_train()
+        self.plan.drop('guesses')
+        if refit and has_labels and self.plan.has_time_for('refit'): self.refit()
     return self
 
 # %% ../nbs/40_pipeline.ipynb #848e93f9

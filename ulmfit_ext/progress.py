@@ -271,9 +271,9 @@ def time_steps(
 # %% ../nbs/39_progress.ipynb #4e621d09
 @patch
 def classifier_share(self:Plan) -> float: # Seconds
-    "The time of trials and classifiers; drops the trials where they do not fit, then `refit`, and then limits the classifiers"
+    "The time of trials and classifiers; drops trials where they do not fit, then guesses, then `refit`, and limits classifiers"
     most = max(self.time_left/2, self.time_left - self.seconds('language models', limited=False))
-    for extra in ('trial','refit',None):
+    for extra in ('trial','guesses','refit',None):
         need = self.seconds('trials', 'classifiers', limited=False)
         if need<=most: return need
         if extra: self.drop(extra)
@@ -299,9 +299,11 @@ def has_time_for_trials(self:Plan) -> bool:
     return self.minutes is None or self.seconds('trials', 'classifiers', limited=False) <= 1.1*self.time_left
 
 @patch
-def has_time_to_refit(self:Plan) -> bool:
+def has_time_for(self:Plan,
+    kind:str, # 'refit' or 'guesses'
+) -> bool:
     "Is there time left to train the classifiers once more? What is lacking may be a tenth"
-    jobs = [o for o in self.jobs if o.startswith('refit')]
+    jobs = [o for o in self.jobs if o.startswith(kind)]
     return self.minutes is None or bool(jobs) and self.seconds('classifiers', limited=False) <= 1.1*self.time_left
 
 # %% ../nbs/39_progress.ipynb #6cebd3da
@@ -384,11 +386,12 @@ def add_refit(self:Plan,
     sides, # Of 'fwd' and 'bwd'
     n_epoch:int=None, # Epochs; None: `epochs_for` the number of training texts
     recipe:Recipe=recipes['together'], # How they are trained
+    kind:str='refit', # Or 'guesses'
 ):
-    "Add the classifiers of all labels"
+    "Add the classifiers of all labels, or of labels and guesses"
     n = ifnone(n_epoch, epochs_for(len(dls.train_idx)))
     costs = recipe_costs(recipe, token_cost(sizes), n, sizes['n_layers']+2)
-    for side in sides: self.add(f'refit {side}', 'classifiers', _n_tokens(dls, dls.labelled), costs)
+    for side in sides: self.add(f'{kind} {side}', 'classifiers', _n_tokens(dls, dls.labelled), costs)
 
 # %% ../nbs/39_progress.ipynb #48f6a0fa
 def table_epochs(
