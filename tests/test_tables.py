@@ -1,5 +1,5 @@
 "Tables: files, columns, labels and the split, and what is said where they are wrong"
-import gzip,json,random
+import gzip,importlib,io,json,random
 from contextlib import nullcontext
 import numpy as np,pandas as pd,pytest,torch
 from fastcore.foundation import L
@@ -8,6 +8,7 @@ from ulmfit_ext.core import UlmfitError,atomic_write
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.text.corpus import TextStream
 from ulmfit_ext.text.loaders import text_setup
+from ulmfit_ext.text.encoding import find_encoding
 from ulmfit_ext.text.labels import read_labels
 from ulmfit_ext.text.files import TableFile
 from ulmfit_ext.text.tables import read_table,unlabelled_texts
@@ -155,6 +156,15 @@ def test_encodings_and_separators_are_found_out_and_said(tmp_path, encoding, nam
 def test_latin_1_is_called_that(tmp_path):
     (tmp_path/'a.csv').write_bytes('text;label\nça va?;a\n'.encode('latin-1'))
     with pytest.warns(UserWarning, match="is read as Latin-1 .or pass encoding=….*separator ';' .or pass sep=…."): assert read_table(tmp_path/'a.csv').text[0]=='ça va?'
+
+@pytest.mark.parametrize('lang,encodings', [(o, ('cp1250','iso8859_2')) for o in 'hu ro hr sl sk cs pl'.split()] +
+                         [(o, ('cp1252','latin-1')) for o in 'is fr de es pt et it da sv nb fi ca nl'.split()] + [('tr', ('cp1254',))])
+def test_each_language_is_read_in_its_encoding(lang, encodings):
+    "The words of a language alone tell, also where Latin-1 has a letter for every byte, as for Hungarian"
+    words = sorted(importlib.import_module(f'spacy.lang.{lang}.stop_words').STOP_WORDS)
+    for encoding in encodings:
+        b = ' '.join(words).replace('ș', 'ş').replace('ț', 'ţ').encode(encoding, 'ignore') # how Romanian was written then
+        assert b.decode(find_encoding(io.BytesIO(b)))==b.decode(encoding)
 
 def test_what_the_user_says_goes(tmp_path):
     (tmp_path/'a.csv').write_bytes('text;label\nĄ;a\n'.encode('cp1250'))
