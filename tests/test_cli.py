@@ -3,12 +3,12 @@ import errno,gc,gzip,html,importlib.util,io,json,os,random,re,shutil,signal,subp
 from pathlib import Path
 import matplotlib.pyplot as plt,pandas as pd,pytest
 from typer.testing import CliRunner
-import ulmfit_ext.lm as lm,ulmfit_ext.weights as weights
+import ulmfit_ext.lm as lm,ulmfit_ext.voices as voices,ulmfit_ext.weights as weights,ulmfit_ext.words as words
 from fastcore.docments import docments
 from ulmfit_ext import cli
 from ulmfit_ext.cli import app
 from ulmfit_ext.export import load_ulmfit
-from ulmfit_ext.words import BagOfWords
+from ulmfit_ext.words import BagOfWords,learning_curve
 from ulmfit_ext.text.tables import read_table
 
 root = Path(__file__).resolve().parent.parent
@@ -139,13 +139,23 @@ def test_test_table_and_baseline(home):
     out = run(small+' --out {} --test {} --baseline', home/'reviews.csv', home/'out', home/'more.csv').stdout
     assert 'Test, 20 texts' in out and len(re.findall('^TF-IDF', out, flags=re.M))==2
 
+def points(page): return re.findall('Counting words is right (.*?)"', page)
+
 def test_what_more_labels_would_bring(home, tmp_path, monkeypatch):
-    "A picture in the report, and the sentence that training prints"
+    "A picture in the report, and the sentence that training prints; the curve is made once, while words are counted"
+    made = []
+    def _curve(*args, **kwargs):
+        made.append(len(args[0]))
+        return learning_curve(*args, **kwargs)
+    for o in (words,voices): monkeypatch.setattr(o, 'learning_curve', _curve)
     out  = run(small+' --out {} --curve', home/'reviews.csv', home/'out').stdout
+    assert not made # the words of `home` are counted
     page = (home/'out'/'report.html').read_text(encoding='utf-8')
     assert page.count('<img')==3 and 'What more labels would bring' in page and 'alt="Learning curve. Counting words is right with 24 labels in ' in page
     bag = BagOfWords.load(home/'out'/'words'/'words-1')
     assert bag.choices['doubling'] and bag.choices['doubling'] in html.unescape(page)
+    run(small+' --out {} --curve --no-words --directions fwd --lm-epochs 0', home/'reviews.csv', tmp_path/'without')
+    assert made==[48] and points(page)==points((tmp_path/'without'/'report.html').read_text(encoding='utf-8'))
     many = csv(tmp_path/'many.csv', pd.concat([reviews(60, i) for i in range(110)]))
     res  = run(small+' --out {} --curve', many, tmp_path/'out', code=2)
     assert 'up to 5,000' in res.stderr and not (tmp_path/'out'/'lm').exists()
