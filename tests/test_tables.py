@@ -1,5 +1,5 @@
 "Tables: files, columns, labels and the split, and what is said where they are wrong"
-import gzip,importlib,io,json,random
+import gzip,importlib,io,json,random,time
 from contextlib import nullcontext
 import numpy as np,pandas as pd,pytest,torch
 from fastcore.foundation import L
@@ -9,9 +9,9 @@ from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.text.corpus import TextStream
 from ulmfit_ext.text.loaders import text_setup
 from ulmfit_ext.text.encoding import find_encoding
-from ulmfit_ext.text.labels import read_labels
+from ulmfit_ext.text.labels import label_slips,read_labels
 from ulmfit_ext.text.files import TableFile
-from ulmfit_ext.text.tables import read_table,unlabelled_texts
+from ulmfit_ext.text.tables import column_labels,read_table,unlabelled_texts
 from ulmfit_ext.text.write import write_table
 
 pytestmark = pytest.mark.usefixtures('strict_warnings')
@@ -305,6 +305,34 @@ def test_any_kind_of_list_is_several_labels(kind):
 def test_what_is_no_label(cell):
     with fails('join its parts'): read_labels(pd.Series([cell,'a'], dtype=object))
 
+
+@pytest.mark.parametrize('counts,slips', [
+    (dict(positive=480, negative=300, postive=2), {'postive': 'positive'}), (dict(positive=19, negative=21, postive=1), {'postive': 'positive'}),
+    (dict(positive=200, Positive=180, negative=1), {'Positive': 'positive'}), ({'café crème': 90, 'Cafe creme': 1, 'tea': 20}, {'Cafe creme': 'café crème'}),
+    ({'very good': 50, 'very-good': 30, 'rather bad': 50, 'rahter bad': 1}, {'very-good': 'very good', 'rahter bad': 'rather bad'}), (dict(a=200, A=1, b=10), {'A': 'a'})])
+def test_a_slip_of_the_pen_is_said(counts, slips):
+    assert label_slips(counts)==slips
+    with pytest.warns(UserWarning, match='looks like') as told: column_labels(pd.DataFrame(dict(x=[o for o,n in counts.items() for _ in range(n)])), 'x', None)
+    told = [str(o.message) for o in told]
+    assert len(told)==1 and all(f'{o!r} (' in told[0] and f'looks like {p!r}' in told[0] for o,p in slips.items())
+
+@pytest.mark.parametrize('labels', ['1 2', '10 1.0', 'A1 A2', 'A1 a2', 'pos neg', 'yes no', 'ham spam', 'Iran Iraq', 'active inactive', 'male female', 'north south', 'typeA typeB typeC',
+                                    'Type_A Type_B', 'C C++', 'NNP NNPS', 'user-104 user-105', '高い 安い', 'かき かぎ', 'positive negative', 'grade_I grade_II'])
+@pytest.mark.parametrize('n', [2,200])
+def test_a_code_is_no_slip(labels, n):
+    assert label_slips(dict(zip(labels.split(), (480,n,1))))=={} # rare, or as frequent as the other
+
+def test_slips_among_thousands_of_classes():
+    rng = random.Random(0)
+    res = {''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=12)): 1+99*(i%2) for i in range(3000)}
+    was = time.process_time()
+    assert label_slips({**res, 'television set': 500, 'televsion set': 1})=={'televsion set': 'television set'}
+    assert label_slips({''.join(rng.choices('acgt', k=8)): 1+99*(i%2) for i in range(3000)})=={}, 'all alike: these are codes'
+    assert time.process_time()-was<10
+
+def test_several_labels_can_slip():
+    with pytest.warns(UserWarning, match="'refnud' .1 text. looks like 'refund' .30."):
+        column_labels(pd.DataFrame(dict(x=['refund; late']*30+['late;refnud'])), 'x', ';')
 
 # ---- split
 

@@ -142,6 +142,20 @@ def unlabelled_texts(
     if not isinstance(o, pd.Series): o = pd.Series(list(o), dtype=object)
     return column_texts(o, 'unlabelled') if len(o) else []
 
+# %% ../../nbs/11_text.tables.ipynb #34c42d6b
+def _classes_of(labels): return Counter(c for o in labels for c in (o if isinstance(o, list) else [o]) if c is not None)
+
+def _warn_of_slips(labels, name):
+    "Say which labels of the column look like others mistyped"
+    counts = _classes_of(labels)
+    slips  = label_slips(counts)
+    if not slips: return
+    said = [f"{o!r:.60} ({counts[o]:,} text{'s' if counts[o]>1 else ''}) looks like {p!r:.60} ({counts[p]:,})" for o,p in slips.items()]
+    more = f', and {len(said)-3} more such labels' if len(said)>3 else ''
+    warnings.warn(f"column '{name}': label {', '.join(said[:3])}{more}: if that is a slip, mend it in the table, for as it "
+                  "stands it is a class of its own", stacklevel=4)
+
+
 # %% ../../nbs/11_text.tables.ipynb #cc3eabda
 def _check_looks(col, delim, name):
     "Raise `UlmfitError` where two labels of the column look the same and are not"
@@ -180,6 +194,7 @@ def column_labels(
     if not multi and max(counts.values())==1:
         raise UlmfitError(f"in column '{label_col}' no label occurs twice: is it the right label_col? "
                           "A classifier needs several texts of each class")
+    _warn_of_slips(labels, label_col)
     return labels,classes,multi,missing
 
 # %% ../../nbs/11_text.tables.ipynb #a000000f
@@ -219,8 +234,6 @@ def _flags(col, rows, name):
     return np.array([_flag[vals[i]] for i in rows], bool)
 
 # %% ../../nbs/11_text.tables.ipynb #3c2e00f0
-def _classes_of(labels): return Counter(c for o in labels for c in (o if isinstance(o, list) else [o]) if c is not None)
-
 def valid_rows(
     df:pd.DataFrame, # A table
     labels:list, # The labels of those of its rows that have one, as `column_labels` gives them
