@@ -160,6 +160,12 @@ def test_what_more_labels_would_bring(home, tmp_path, monkeypatch):
     res  = run(small+' --out {} --curve', many, tmp_path/'out', code=2)
     assert 'up to 5,000' in res.stderr and not (tmp_path/'out'/'lm').exists()
 
+def test_labels_are_looked_at_before_anything_is_measured(tmp_path):
+    "The pretrained model is chosen by what this machine can do in the time, which takes a while to find out"
+    file = csv(tmp_path/'one.csv', reviews().assign(label='pos'))
+    res  = run('train {} --out {}', file, tmp_path/'out', code=1)
+    assert "only the class 'pos'" in res.stderr and 'Starting' not in res.stdout
+
 def test_one_direction(home):
     out = run(small+' --out {} --directions bwd --lm-epochs 0', home/'reviews.csv', home/'bwd').stdout
     assert 'backward' in out and 'forward' not in out.lower() and 'Language model' not in out
@@ -207,9 +213,16 @@ def test_a_folder_of_texts(home, model, tmp_path):
     assert got.label.tolist()==list(load_ulmfit(model).predict_df(got.text.tolist(), progress=False).label)
     asked = answers(run('suggest {} {}', model, inbox))
     assert sorted(asked.file)==['a.txt','b/ä.txt']
+    for line in ('predict {} {} --text body', 'suggest {} {} --text body'): fails(line, model, inbox, says="a folder of .txt files, which are read as the columns 'file' and 'text': leave --text out")
+    fails('train {}', inbox, says="no column 'label': '")
+    fails('train {}', inbox, says="for --label '...' give a table that has such a column")
     (tmp_path/'empty').mkdir()
     for line in ('predict {} {}', 'suggest {} {}'): fails(line, model, tmp_path/'empty', says='is a folder without a .txt file')
     fails('predict {} {} --encoding utf-8', model, inbox, says="is not UTF-8 throughout")
+
+@pytest.mark.parametrize('name', ['predict','suggest','check'])
+def test_model_and_table_the_other_way_round(home, model, name):
+    for o in (home/'out', model): fails(name+' {} {}', home/'more.csv', o, says='is the folder of a model, where a table is wanted: the model comes first, then the table')
 
 def test_evaluate(home, model, tmp_path):
     res = run('evaluate {} {} --plot {}', model, home/'more.csv', tmp_path/'cm.png')
@@ -384,7 +397,7 @@ def test_classes(tmp_path):
     fails('train {} --out {}', csv(tmp_path/'none.csv', df.assign(label=None)), tmp_path/'o', says='no label')
     fails('train {} --out {}', csv(tmp_path/'each.csv', df.assign(label=[f'c{i}' for i in range(30)])), tmp_path/'o', says='no label occurs twice')
     res = run(small+' --out {}', csv(tmp_path/'rare.csv', df.assign(label=['rare', *df.label[1:]])), tmp_path/'rare')
-    assert 'ulmfit: note: 1 classes have one row only (rare)' in res.stderr and '3 classes' in res.stdout
+    assert 'ulmfit: note: a class has one row only (rare)' in res.stderr and '3 classes' in res.stdout
     res = run(small+' --out {}', csv(tmp_path/'some.csv', df.assign(label=[None, None, *df.label[2:]])), tmp_path/'some')
     assert '2 of 30 rows have no label' in res.stderr and '2 unlabelled' in res.stdout
 

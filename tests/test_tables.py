@@ -265,6 +265,15 @@ def test_frame_is_left_alone(df, tmp_path):
     pd.testing.assert_frame_equal(df, old)
 
 
+def test_a_file_without_a_header(tmp_path):
+    (tmp_path/'a.csv').write_text('Where is my refund? It has been two weeks,billing\nThe app crashes,technical\n')
+    with fails('The first row is read as names, and looks like a text: put a row with the names above it'): ulmfit_dls(tmp_path/'a.csv', path=tmp_path)
+
+def test_a_column_of_numbers_is_hardly_text(tmp_path, df):
+    with pytest.warns(UserWarning, match="60 of 60 texts in column 'text' have no letter: is that the right column?"):
+        ulmfit_dls(df.assign(text=[i%7 for i in range(60)], label=df.index%7), path=tmp_path)
+    ulmfit_dls(df.assign(text=[*df.text[:31], *'?'*29]), path=tmp_path, min_freq=1)
+
 # ---- labels
 
 def test_labels_become_strings(tmp_path):
@@ -333,6 +342,14 @@ def test_slips_among_thousands_of_classes():
 def test_several_labels_can_slip():
     with pytest.warns(UserWarning, match="'refnud' .1 text. looks like 'refund' .30."):
         column_labels(pd.DataFrame(dict(x=['refund; late']*30+['late;refnud'])), 'x', ';')
+
+def test_a_text_with_two_labels_is_said(tmp_path, df):
+    "Where the rows are; not of empty texts, and not of rows without a label"
+    other = df.assign(label=df.label.map(dict(pos='neg', neg='pos')))
+    with pytest.warns(UserWarning, match='a row has the text of another one, with another label .rows 4 and 60, counted'): ulmfit_dls(pd.concat([df, other[4:5]]), path=tmp_path, min_freq=1)
+    with pytest.warns(UserWarning, match='5 rows have .* .rows 0 and 60, 1 and 61, 2 and 62, …'): ulmfit_dls(pd.concat([df, other[:5]]), path=tmp_path, min_freq=1)
+    with pytest.warns(UserWarning, match='1 of 61 rows have no label'): ulmfit_dls(pd.concat([df, other[:1].assign(label=None)]), path=tmp_path, min_freq=1)
+    ulmfit_dls(pd.concat([df, df[:5], df[:1].assign(text=''), other[:1].assign(text='')]), path=tmp_path, min_freq=1)
 
 # ---- split
 

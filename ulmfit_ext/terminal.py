@@ -178,6 +178,7 @@ def _note_writer():
     seen = set()
     def _show(msg, *args):
         note = _as_options(str(msg))
+        if note.startswith('Glyph '): note = 'no font here has some letters of the labels: in the pictures they are boxes' # else a line a letter
         if note not in seen: print(f'ulmfit: note: {note}', file=sys.stderr)
         seen.add(note)
     return _show
