@@ -1,5 +1,5 @@
 "The command `ulmfit`, from outside: whole sessions, bad input, Ctrl-C"
-import errno,gc,gzip,html,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time
+import errno,gc,gzip,html,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time,warnings
 from pathlib import Path
 import matplotlib.pyplot as plt,pandas as pd,pytest
 from typer.testing import CliRunner
@@ -160,6 +160,13 @@ def test_what_more_labels_would_bring(home, tmp_path, monkeypatch):
     res  = run(small+' --out {} --curve', many, tmp_path/'out', code=2)
     assert 'up to 5,000' in res.stderr and not (tmp_path/'out'/'lm').exists()
 
+def test_letters_that_no_font_has(capsys):
+    "One note, not one a letter"
+    from ulmfit_ext.terminal import manners
+    with manners('', False):
+        for o in (35531,27714): warnings.warn_explicit(f'Glyph {o} missing from font(s) DejaVu Sans.', UserWarning, 'core.py', o, 'ulmfit_ext.core')
+    assert capsys.readouterr().err=='ulmfit: note: no font here has some letters of the labels: in the pictures they are boxes\n'
+
 def test_labels_are_looked_at_before_anything_is_measured(tmp_path):
     "The pretrained model is chosen by what this machine can do in the time, which takes a while to find out"
     file = csv(tmp_path/'one.csv', reviews().assign(label='pos'))
@@ -223,6 +230,11 @@ def test_a_folder_of_texts(home, model, tmp_path):
 @pytest.mark.parametrize('name', ['predict','suggest','check'])
 def test_model_and_table_the_other_way_round(home, model, name):
     for o in (home/'out', model): fails(name+' {} {}', home/'more.csv', o, says='is the folder of a model, where a table is wanted: the model comes first, then the table')
+
+def test_check_that_finds_nothing(model, tmp_path):
+    file = csv(tmp_path/'sure.csv', pd.DataFrame([(f'a {o} film', ['neg','pos'][o=='lovely']) for o in ('lovely','awful') for _ in range(20)], columns=['text','label']))
+    res  = run('check {} {}', model, file)
+    assert len(res.stdout.splitlines())==1 and '0 labels look wrong' in res.stderr
 
 def test_evaluate(home, model, tmp_path):
     res = run('evaluate {} {} --plot {}', model, home/'more.csv', tmp_path/'cm.png')

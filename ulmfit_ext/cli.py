@@ -274,7 +274,7 @@ def check(
             df,ens = read_table(file, sep=sep, encoding=encoding),_load_model(model, False)
             found = find(ens, df, text, label, label_delim, unseen, lm)
         write(found, ens.delim(label_delim) or ',')
-    if out: print(f'{len(found):,} labels look wrong, in {out}', file=sys.stderr)
+    if out or not len(found): print(f'{len(found):,} labels look wrong' + f', in {out}'*bool(out), file=sys.stderr)
 
 # %% ../nbs/42_cli.ipynb #bdcb2e4d
 def _pretrain_side(o, backwards, minutes):

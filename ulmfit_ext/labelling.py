@@ -246,7 +246,8 @@ def _held_out(ens, texts, targs, lms):
     tokens = ens.first.processor.tokenize(texts, progress=False)
     said   = dict(words=held_out_words(tokens, targs, ens.multi, Cs=(1,3,10)))
     if said['words'] is None:
-        raise UlmfitError(f"{len(texts)} labelled texts are too few to hold some out: give ten, and two of some class")
+        why = 'are too few to hold some out: give ten' if len(texts)<10 else 'have no label that occurs twice: is it the right label_col?'
+        raise UlmfitError(f"{len(texts)} labelled texts {why}")
     if lms: said['encoder'] = held_out_features(lm_features(lms, texts, ens.first.device), targs, ens.multi)
     return {k: ens.first.probabilities(torch.from_numpy(o)).numpy() for k,o in said.items()}
 
