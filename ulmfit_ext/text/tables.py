@@ -34,7 +34,8 @@ def _folder_table(folder, encoding):
     def _is_hidden(o): return any(p.startswith('.') for p in o.relative_to(folder).parts)
     files = [o for o in sorted(folder.rglob('*')) if o.is_file() and file_kind(o)=='txt' and not _is_hidden(o)]
     is_model = any((o/'config.json').exists() for o in (folder,folder/'model'))
-    if not files and is_model: raise UlmfitError(f"'{folder}' is the folder of a model, where a table is wanted: the model comes first, then the table")
+    if not files and is_model:
+        raise UlmfitError(f"'{folder}' is the folder of a model, where a table is wanted: the model comes first, then the table")
     if not files: raise UlmfitError(f"'{folder}' is a folder without a .txt file: give a table, or a folder of .txt files")
     def _text(file):
         with reading_file(file, 'txt'):
@@ -67,11 +68,13 @@ def get_column(
     except TypeError: found = False # a list is no name
     if not found and (folder := df.attrs.get('folder')):
         advice = 'leave text_col out' if arg=='text_col' else f"for {arg}='...' give a table that has such a column"
-        raise UlmfitError(f"no column {name!r}: '{folder}' is a folder of .txt files, which are read as the columns 'file' and 'text': {advice}")
+        raise UlmfitError(f"no column {name!r}: '{folder}' is a folder of .txt files, which are read as the columns 'file' and "
+                          f"'text': {advice}")
     if not found:
         near = difflib.get_close_matches(str(name), [str(o) for o in df.columns], 2, .6)
         has_text = any(len(str(o).split())>5 for o in df.columns)
-        advice = 'The first row is read as names, and looks like a text: put a row with the names above it' if has_text else f"Pass {arg}='...'"
+        no_names = 'The first row is read as names, and looks like a text: put a row with the names above it'
+        advice   = no_names if has_text else f"Pass {arg}='...'"
         if near: advice = f'Pass {arg}={near[0]!r} (the nearest name)'
         raise UlmfitError(f"no column {name!r}: the columns are {listing(df.columns, 20)}. {advice}")
     col = df[name]
@@ -179,7 +182,8 @@ def warn_of_clashes(
     if not clashes: return
     named = ', '.join('{} and {}'.format(*row_names(col, o)) for o in clashes[:3]) + ', …'*(len(clashes)>3)
     many  = f'{len(clashes)} rows have' if len(clashes)>1 else 'a row has'
-    warnings.warn(f"{many} the text of another one, with another label (rows {named}, counted from 0): no model can be right about both", stacklevel=3)
+    warnings.warn(f"{many} the text of another one, with another label (rows {named}, counted from 0): no model can be right "
+                  "about both", stacklevel=3)
 
 
 # %% ../../nbs/11_text.tables.ipynb #cc3eabda
