@@ -38,7 +38,7 @@ def _new_ulmfit(o, df, columns):
                           go_on='auto' if o.go_on else False,
                           **(dict(bs=o.bs) if o.bs else {}))
 
-# %% ../nbs/42_cli.ipynb #04879b30
+# %% ../nbs/42_cli.ipynb #3afbdb41
 def _curve_parts(ulmfit, balance):
     "What more labels would bring, as parts of the page"
     from ulmfit_ext.labelling import curve_html
@@ -50,6 +50,8 @@ def _curve_parts(ulmfit, balance):
         curve  = learning_curve(dls.tokens(dls.train_idx), labels, dls.classes, multi=dls.multi, balance=balance)
     return curve_html(curve, len(dls.train_idx))
 
+
+# %% ../nbs/42_cli.ipynb #04879b30
 def _save_reports(reports, o, more):
     "Write the reports of a run as a page, and the last matrix as a picture; say where the page is"
     from ulmfit_ext.core import listing
@@ -274,7 +276,8 @@ def check(
             df,ens = read_table(file, sep=sep, encoding=encoding),_load_model(model, False)
             found = find(ens, df, text, label, label_delim, unseen, lm)
         write(found, ens.delim(label_delim) or ',')
-    if out or not len(found): print(f'{len(found):,} labels look wrong' + f', in {out}'*bool(out), file=sys.stderr)
+    where = f', in {out}' if out else ''
+    if out or not len(found): print(f'{len(found):,} labels look wrong{where}', file=sys.stderr)
 
 # %% ../nbs/42_cli.ipynb #bdcb2e4d
 def _pretrain_side(o, backwards, minutes):

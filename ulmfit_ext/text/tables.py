@@ -35,7 +35,8 @@ def _folder_table(folder, encoding):
     files = [o for o in sorted(folder.rglob('*')) if o.is_file() and file_kind(o)=='txt' and not _is_hidden(o)]
     is_model = any((o/'config.json').exists() for o in (folder,folder/'model'))
     if not files and is_model:
-        raise UlmfitError(f"'{folder}' is the folder of a model, where a table is wanted: the model comes first, then the table")
+        raise UlmfitError(f"'{folder}' is the folder of a model, where a table is wanted: the model comes first, "
+                          "then the table")
     if not files: raise UlmfitError(f"'{folder}' is a folder without a .txt file: give a table, or a folder of .txt files")
     def _text(file):
         with reading_file(file, 'txt'):
@@ -68,8 +69,8 @@ def get_column(
     except TypeError: found = False # a list is no name
     if not found and (folder := df.attrs.get('folder')):
         advice = 'leave text_col out' if arg=='text_col' else f"for {arg}='...' give a table that has such a column"
-        raise UlmfitError(f"no column {name!r}: '{folder}' is a folder of .txt files, which are read as the columns 'file' and "
-                          f"'text': {advice}")
+        raise UlmfitError(f"no column {name!r}: '{folder}' is a folder of .txt files, which are read as "
+                          f"the columns 'file' and 'text': {advice}")
     if not found:
         near = difflib.get_close_matches(str(name), [str(o) for o in df.columns], 2, .6)
         has_text = any(len(str(o).split())>5 for o in df.columns)
@@ -165,7 +166,8 @@ def _warn_of_slips(labels, name):
     counts = _classes_of(labels)
     slips  = label_slips(counts)
     if not slips: return
-    said = [f"{o!r:.60} ({counts[o]:,} text{'s' if counts[o]>1 else ''}) looks like {p!r:.60} ({counts[p]:,})" for o,p in slips.items()]
+    def _said(o): return f"{o!r:.60} ({counts[o]:,} text{'s' if counts[o]>1 else ''})"
+    said = [f"{_said(o)} looks like {p!r:.60} ({counts[p]:,})" for o,p in slips.items()]
     more = f', and {len(said)-3} more such labels' if len(said)>3 else ''
     warnings.warn(f"column '{name}': label {', '.join(said[:3])}{more}: if that is a slip, mend it in the table, for as it "
                   "stands it is a class of its own", stacklevel=4)
@@ -178,12 +180,13 @@ def warn_of_clashes(
     "Warn of texts that are the same and have different labels"
     first,clashes = {},[]
     for i,(t,label) in enumerate(zip(texts, labels)):
-        if label is not None and t.strip() and labels[first.setdefault(t, i)]!=label: clashes.append((first[t],i))
+        if label is None or not t.strip(): continue
+        if labels[first.setdefault(t, i)]!=label: clashes.append((first[t],i))
     if not clashes: return
     named = ', '.join('{} and {}'.format(*row_names(col, o)) for o in clashes[:3]) + ', …'*(len(clashes)>3)
     many  = f'{len(clashes)} rows have' if len(clashes)>1 else 'a row has'
-    warnings.warn(f"{many} the text of another one, with another label (rows {named}, counted from 0): no model can be right "
-                  "about both", stacklevel=3)
+    warnings.warn(f"{many} the text of another one, with another label (rows {named}, counted from 0): "
+                  "no model can be right about both", stacklevel=3)
 
 
 # %% ../../nbs/11_text.tables.ipynb #cc3eabda
