@@ -1,14 +1,14 @@
 "The command `ulmfit`, from outside: whole sessions, bad input, Ctrl-C"
-import errno,gc,gzip,html,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time
+import errno,gc,gzip,html,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time,warnings
 from pathlib import Path
 import matplotlib.pyplot as plt,pandas as pd,pytest
 from typer.testing import CliRunner
-import ulmfit_ext.lm as lm,ulmfit_ext.weights as weights
+import ulmfit_ext.lm as lm,ulmfit_ext.voices as voices,ulmfit_ext.weights as weights,ulmfit_ext.words as words
 from fastcore.docments import docments
 from ulmfit_ext import cli
 from ulmfit_ext.cli import app
 from ulmfit_ext.export import load_ulmfit
-from ulmfit_ext.words import BagOfWords
+from ulmfit_ext.words import BagOfWords,learning_curve
 from ulmfit_ext.text.tables import read_table
 
 root = Path(__file__).resolve().parent.parent
@@ -139,16 +139,39 @@ def test_test_table_and_baseline(home):
     out = run(small+' --out {} --test {} --baseline', home/'reviews.csv', home/'out', home/'more.csv').stdout
     assert 'Test, 20 texts' in out and len(re.findall('^TF-IDF', out, flags=re.M))==2
 
+def points(page): return re.findall('Counting words is right (.*?)"', page)
+
 def test_what_more_labels_would_bring(home, tmp_path, monkeypatch):
-    "A picture in the report, and the sentence that training prints"
+    "A picture in the report, and the sentence that training prints; the curve is made once, while words are counted"
+    made = []
+    def _curve(*args, **kwargs):
+        made.append(len(args[0]))
+        return learning_curve(*args, **kwargs)
+    for o in (words,voices): monkeypatch.setattr(o, 'learning_curve', _curve)
     out  = run(small+' --out {} --curve', home/'reviews.csv', home/'out').stdout
+    assert not made # the words of `home` are counted
     page = (home/'out'/'report.html').read_text(encoding='utf-8')
     assert page.count('<img')==3 and 'What more labels would bring' in page and 'alt="Learning curve. Counting words is right with 24 labels in ' in page
     bag = BagOfWords.load(home/'out'/'words'/'words-1')
     assert bag.choices['doubling'] and bag.choices['doubling'] in html.unescape(page)
+    run(small+' --out {} --curve --no-words --directions fwd --lm-epochs 0', home/'reviews.csv', tmp_path/'without')
+    assert made==[48] and points(page)==points((tmp_path/'without'/'report.html').read_text(encoding='utf-8'))
     many = csv(tmp_path/'many.csv', pd.concat([reviews(60, i) for i in range(110)]))
     res  = run(small+' --out {} --curve', many, tmp_path/'out', code=2)
     assert 'up to 5,000' in res.stderr and not (tmp_path/'out'/'lm').exists()
+
+def test_letters_that_no_font_has(capsys):
+    "One note, not one a letter"
+    from ulmfit_ext.terminal import manners
+    with manners('', False):
+        for o in (35531,27714): warnings.warn_explicit(f'Glyph {o} missing from font(s) DejaVu Sans.', UserWarning, 'core.py', o, 'ulmfit_ext.core')
+    assert capsys.readouterr().err=='ulmfit: note: no font here has some letters of the labels: in the pictures they are boxes\n'
+
+def test_labels_are_looked_at_before_anything_is_measured(tmp_path):
+    "The pretrained model is chosen by what this machine can do in the time, which takes a while to find out"
+    file = csv(tmp_path/'one.csv', reviews().assign(label='pos'))
+    res  = run('train {} --out {}', file, tmp_path/'out', code=1)
+    assert "only the class 'pos'" in res.stderr and 'Starting' not in res.stdout
 
 def test_one_direction(home):
     out = run(small+' --out {} --directions bwd --lm-epochs 0', home/'reviews.csv', home/'bwd').stdout
@@ -197,9 +220,21 @@ def test_a_folder_of_texts(home, model, tmp_path):
     assert got.label.tolist()==list(load_ulmfit(model).predict_df(got.text.tolist(), progress=False).label)
     asked = answers(run('suggest {} {}', model, inbox))
     assert sorted(asked.file)==['a.txt','b/ä.txt']
+    for line in ('predict {} {} --text body', 'suggest {} {} --text body'): fails(line, model, inbox, says="a folder of .txt files, which are read as the columns 'file' and 'text': leave --text out")
+    fails('train {}', inbox, says="no column 'label': '")
+    fails('train {}', inbox, says="for --label '...' give a table that has such a column")
     (tmp_path/'empty').mkdir()
     for line in ('predict {} {}', 'suggest {} {}'): fails(line, model, tmp_path/'empty', says='is a folder without a .txt file')
     fails('predict {} {} --encoding utf-8', model, inbox, says="is not UTF-8 throughout")
+
+@pytest.mark.parametrize('name', ['predict','suggest','check'])
+def test_model_and_table_the_other_way_round(home, model, name):
+    for o in (home/'out', model): fails(name+' {} {}', home/'more.csv', o, says='is the folder of a model, where a table is wanted: the model comes first, then the table')
+
+def test_check_that_finds_nothing(model, tmp_path):
+    file = csv(tmp_path/'sure.csv', pd.DataFrame([(f'a {o} film', ['neg','pos'][o=='lovely']) for o in ('lovely','awful') for _ in range(20)], columns=['text','label']))
+    res  = run('check {} {}', model, file)
+    assert len(res.stdout.splitlines())==1 and '0 labels look wrong' in res.stderr
 
 def test_evaluate(home, model, tmp_path):
     res = run('evaluate {} {} --plot {}', model, home/'more.csv', tmp_path/'cm.png')
@@ -374,7 +409,7 @@ def test_classes(tmp_path):
     fails('train {} --out {}', csv(tmp_path/'none.csv', df.assign(label=None)), tmp_path/'o', says='no label')
     fails('train {} --out {}', csv(tmp_path/'each.csv', df.assign(label=[f'c{i}' for i in range(30)])), tmp_path/'o', says='no label occurs twice')
     res = run(small+' --out {}', csv(tmp_path/'rare.csv', df.assign(label=['rare', *df.label[1:]])), tmp_path/'rare')
-    assert 'ulmfit: note: 1 classes have one row only (rare)' in res.stderr and '3 classes' in res.stdout
+    assert 'ulmfit: note: a class has one row only (rare)' in res.stderr and '3 classes' in res.stdout
     res = run(small+' --out {}', csv(tmp_path/'some.csv', df.assign(label=[None, None, *df.label[2:]])), tmp_path/'some')
     assert '2 of 30 rows have no label' in res.stderr and '2 unlabelled' in res.stdout
 

@@ -1,6 +1,7 @@
 "Predictor and BidirEnsemble from outside"
 import json,pickle,random
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch
 from fastai.text.all import (AWD_LSTM,CrossEntropyLossFlat,F1Score,F1ScoreMulti,FocalLossFlat,LabelSmoothingCrossEntropyFlat,
     LinBnDrop,Perplexity,ProgressCallback,RocAucBinary,SigmoidRange,TextDataLoaders,ValueMetric,accuracy,accuracy_multi,defaults,language_model_learner,text_classifier_learner)
@@ -91,6 +92,16 @@ def test_predictor_agrees_with_get_preds(ens):
     for l in (ens.fwd,ens.bwd):
         ids = [l.dls.valid_ds[i][0] for i in range(len(l.dls.valid_ds))]
         close(Predictor(l).from_ids(ids).softmax(1), l.get_preds()[0])
+
+@pytest.mark.parametrize('wrong', [10**6,-1])
+def test_ids_of_another_vocabulary(ens, wrong):
+    "The id, the text and the size of the vocabulary are named, whatever reads"
+    n,ids = len(ens.first.processor.vocab),[torch.tensor([2,3]),torch.tensor([2,wrong,3])]
+    said  = f'text 1 .counted from 0. has the id {wrong}, and the vocabulary has {n} words'
+    with pytest.raises(UlmfitError, match=said): Predictor(ens.fwd).from_ids(ids)
+    dl = [SimpleNamespace(dataset=[(o,) for o in docs]) for docs in (ids, [o.flip(0) for o in ids])]
+    for quantize in (False,True):
+        with pytest.raises(UlmfitError, match=said): BidirEnsemble(ens.fwd, ens.bwd, words=ens.words, quantize=quantize).get_preds(dl=dl)
 
 def test_predictor_leaves_the_learner_alone(ens):
     learn = ens.fwd

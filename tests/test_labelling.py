@@ -120,7 +120,8 @@ def test_what_cannot_be_checked(trained):
     with fails('no label in any row'): check(trained, reviews(20).assign(label=None))
     odd = reviews(40).assign(label=lambda d: ['odd', *d.label[1:]])
     assert 'no other text has this label' in check(trained, odd).set_index('row').reason[0]
-    with fails('not classes of the model'): check(trained, odd, unseen=True)
+    with fails("the label 'odd' is not a class of the model"): check(trained, odd, unseen=True)
+    with fails('40 labelled texts have no label that occurs twice: is it the right label_col'): check(trained, odd.assign(label=[str(i) for i in range(40)]))
     with fails('pass a `BidirEnsemble`'): check(3, odd)
 
 def test_the_encoder_has_seen_no_label(trained):

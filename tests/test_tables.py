@@ -1,5 +1,5 @@
 "Tables: files, columns, labels and the split, and what is said where they are wrong"
-import gzip,json,random
+import gzip,importlib,io,json,random,time
 from contextlib import nullcontext
 import numpy as np,pandas as pd,pytest,torch
 from fastcore.foundation import L
@@ -8,9 +8,10 @@ from ulmfit_ext.core import UlmfitError,atomic_write
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.text.corpus import TextStream
 from ulmfit_ext.text.loaders import text_setup
-from ulmfit_ext.text.labels import read_labels
+from ulmfit_ext.text.encoding import find_encoding
+from ulmfit_ext.text.labels import label_slips,read_labels
 from ulmfit_ext.text.files import TableFile
-from ulmfit_ext.text.tables import read_table,unlabelled_texts
+from ulmfit_ext.text.tables import column_labels,read_table,unlabelled_texts
 from ulmfit_ext.text.write import write_table
 
 pytestmark = pytest.mark.usefixtures('strict_warnings')
@@ -156,6 +157,15 @@ def test_latin_1_is_called_that(tmp_path):
     (tmp_path/'a.csv').write_bytes('text;label\nça va?;a\n'.encode('latin-1'))
     with pytest.warns(UserWarning, match="is read as Latin-1 .or pass encoding=….*separator ';' .or pass sep=…."): assert read_table(tmp_path/'a.csv').text[0]=='ça va?'
 
+@pytest.mark.parametrize('lang,encodings', [(o, ('cp1250','iso8859_2')) for o in 'hu ro hr sl sk cs pl'.split()] +
+                         [(o, ('cp1252','latin-1')) for o in 'is fr de es pt et it da sv nb fi ca nl'.split()] + [('tr', ('cp1254',))])
+def test_each_language_is_read_in_its_encoding(lang, encodings):
+    "The words of a language alone tell, also where Latin-1 has a letter for every byte, as for Hungarian"
+    words = sorted(importlib.import_module(f'spacy.lang.{lang}.stop_words').STOP_WORDS)
+    for encoding in encodings:
+        b = ' '.join(words).replace('ș', 'ş').replace('ț', 'ţ').encode(encoding, 'ignore') # how Romanian was written then
+        assert b.decode(find_encoding(io.BytesIO(b)))==b.decode(encoding)
+
 def test_what_the_user_says_goes(tmp_path):
     (tmp_path/'a.csv').write_bytes('text;label\nĄ;a\n'.encode('cp1250'))
     assert read_table(tmp_path/'a.csv', ';', 'cp1250').text[0]=='Ą'
@@ -255,6 +265,15 @@ def test_frame_is_left_alone(df, tmp_path):
     pd.testing.assert_frame_equal(df, old)
 
 
+def test_a_file_without_a_header(tmp_path):
+    (tmp_path/'a.csv').write_text('Where is my refund? It has been two weeks,billing\nThe app crashes,technical\n')
+    with fails('The first row is read as names, and looks like a text: put a row with the names above it'): ulmfit_dls(tmp_path/'a.csv', path=tmp_path)
+
+def test_a_column_of_numbers_is_hardly_text(tmp_path, df):
+    with pytest.warns(UserWarning, match="60 of 60 texts in column 'text' have no letter: is that the right column?"):
+        ulmfit_dls(df.assign(text=[i%7 for i in range(60)], label=df.index%7), path=tmp_path)
+    ulmfit_dls(df.assign(text=[*df.text[:31], *['?'*i for i in range(1, 30)]]), path=tmp_path, min_freq=1)
+
 # ---- labels
 
 def test_labels_become_strings(tmp_path):
@@ -295,6 +314,42 @@ def test_any_kind_of_list_is_several_labels(kind):
 def test_what_is_no_label(cell):
     with fails('join its parts'): read_labels(pd.Series([cell,'a'], dtype=object))
 
+
+@pytest.mark.parametrize('counts,slips', [
+    (dict(positive=480, negative=300, postive=2), {'postive': 'positive'}), (dict(positive=19, negative=21, postive=1), {'postive': 'positive'}),
+    (dict(positive=200, Positive=180, negative=1), {'Positive': 'positive'}), ({'café crème': 90, 'Cafe creme': 1, 'tea': 20}, {'Cafe creme': 'café crème'}),
+    ({'very good': 50, 'very-good': 30, 'rather bad': 50, 'rahter bad': 1}, {'very-good': 'very good', 'rahter bad': 'rather bad'}), (dict(a=200, A=1, b=10), {'A': 'a'})])
+def test_a_slip_of_the_pen_is_said(counts, slips):
+    assert label_slips(counts)==slips
+    with pytest.warns(UserWarning, match='looks like') as told: column_labels(pd.DataFrame(dict(x=[o for o,n in counts.items() for _ in range(n)])), 'x', None)
+    told = [str(o.message) for o in told]
+    assert len(told)==1 and all(f'{o!r} (' in told[0] and f'looks like {p!r}' in told[0] for o,p in slips.items())
+
+@pytest.mark.parametrize('labels', ['1 2', '10 1.0', 'A1 A2', 'A1 a2', 'pos neg', 'yes no', 'ham spam', 'Iran Iraq', 'active inactive', 'male female', 'north south', 'typeA typeB typeC',
+                                    'Type_A Type_B', 'C C++', 'NNP NNPS', 'user-104 user-105', '高い 安い', 'かき かぎ', 'positive negative', 'grade_I grade_II'])
+@pytest.mark.parametrize('n', [2,200])
+def test_a_code_is_no_slip(labels, n):
+    assert label_slips(dict(zip(labels.split(), (480,n,1))))=={} # rare, or as frequent as the other
+
+def test_slips_among_thousands_of_classes():
+    rng = random.Random(0)
+    res = {''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=12)): 1+99*(i%2) for i in range(3000)}
+    was = time.process_time()
+    assert label_slips({**res, 'television set': 500, 'televsion set': 1})=={'televsion set': 'television set'}
+    assert label_slips({''.join(rng.choices('acgt', k=8)): 1+99*(i%2) for i in range(3000)})=={}, 'all alike: these are codes'
+    assert time.process_time()-was<10
+
+def test_several_labels_can_slip():
+    with pytest.warns(UserWarning, match="'refnud' .1 text. looks like 'refund' .30."):
+        column_labels(pd.DataFrame(dict(x=['refund; late']*30+['late;refnud'])), 'x', ';')
+
+def test_a_text_with_two_labels_is_said(tmp_path, df):
+    "Where the rows are; not of empty texts, and not of rows without a label"
+    other = df.assign(label=df.label.map(dict(pos='neg', neg='pos')))
+    with pytest.warns(UserWarning, match='a row has the text of another one, with another label .rows 4 and 60, counted'): ulmfit_dls(pd.concat([df, other[4:5]]), path=tmp_path, min_freq=1)
+    with pytest.warns(UserWarning, match='5 rows have .* .rows 0 and 60, 1 and 61, 2 and 62, …'): ulmfit_dls(pd.concat([df, other[:5]]), path=tmp_path, min_freq=1)
+    with pytest.warns(UserWarning, match='1 of 61 rows have no label'): ulmfit_dls(pd.concat([df, other[:1].assign(label=None)]), path=tmp_path, min_freq=1)
+    ulmfit_dls(pd.concat([df, df[:5], df[:1].assign(text=''), other[:1].assign(text='')]), path=tmp_path, min_freq=1)
 
 # ---- split
 

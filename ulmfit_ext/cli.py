@@ -38,13 +38,20 @@ def _new_ulmfit(o, df, columns):
                           go_on='auto' if o.go_on else False,
                           **(dict(bs=o.bs) if o.bs else {}))
 
-# %% ../nbs/42_cli.ipynb #04879b30
-def _curve_parts(dls, balance):
+# %% ../nbs/42_cli.ipynb #3afbdb41
+def _curve_parts(ulmfit, balance):
     "What more labels would bring, as parts of the page"
     from ulmfit_ext.labelling import curve_html
-    labels = [dls.y[i] for i in dls.train_idx]
-    return curve_html(dls.tokens(dls.train_idx), labels, dls.classes, multi=dls.multi, balance=balance)
+    from ulmfit_ext.words import learning_curve
+    dls   = ulmfit.dls
+    curve = ulmfit.bag.curve if ulmfit.bag else {} # made with the counted words
+    if not curve: # --no-words, or they are of an earlier version
+        labels = [dls.y[i] for i in dls.train_idx]
+        curve  = learning_curve(dls.tokens(dls.train_idx), labels, dls.classes, multi=dls.multi, balance=balance)
+    return curve_html(curve, len(dls.train_idx))
 
+
+# %% ../nbs/42_cli.ipynb #04879b30
 def _save_reports(reports, o, more):
     "Write the reports of a run as a page, and the last matrix as a picture; say where the page is"
     from ulmfit_ext.core import listing
@@ -80,7 +87,7 @@ def _train(o):
     if not is_first: return
     reports = run_reports(ulmfit, df, tests, baselines, **columns)
     print_reports(reports)
-    made = _save_reports(reports, o, _curve_parts(ulmfit.dls, o.balance) if o.curve else [])
+    made = _save_reports(reports, o, _curve_parts(ulmfit, o.balance) if o.curve else [])
     _print_next(f"The model is in {o.out/'model'}, {made}plots are in {o.out}. It took {(time.time()-began)/60:.1f} minutes.",
                 'ulmfit', 'predict', o.out/'model', 'FILE', '--text', o.text)
 
@@ -269,7 +276,8 @@ def check(
             df,ens = read_table(file, sep=sep, encoding=encoding),_load_model(model, False)
             found = find(ens, df, text, label, label_delim, unseen, lm)
         write(found, ens.delim(label_delim) or ',')
-    if out: print(f'{len(found):,} labels look wrong, in {out}', file=sys.stderr)
+    where = f', in {out}' if out else ''
+    if out or not len(found): print(f'{len(found):,} labels look wrong{where}', file=sys.stderr)
 
 # %% ../nbs/42_cli.ipynb #bdcb2e4d
 def _pretrain_side(o, backwards, minutes):

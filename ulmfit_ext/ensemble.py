@@ -17,6 +17,7 @@ from .mixture import *
 from .scores import *
 from .model import *
 from .labelled import *
+from .reader import *
 from .predict import *
 
 # %% ../nbs/33_ensemble.ipynb #d059fcfe
@@ -193,6 +194,7 @@ def _loaders(self:BidirEnsemble, ds_idx):
 def _ask(self:BidirEnsemble, ids, progress=False):
     "Each voice's outputs, of texts whose ids are given by direction; counted words come first"
     outs,model = {},self.first
+    for way,o in ids.items(): check_ids(o, len(self.models[way].module[0].module.encoder.weight))
     if self.words is not None:
         vocab,step = model.processor.vocab,-1 if model.backwards else 1
         docs = [[vocab[i] for i in o.tolist()[::step] if i!=model.pad_idx] for o in ids[model.direction]]

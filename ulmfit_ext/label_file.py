@@ -116,7 +116,7 @@ class FileLabeller:
         self.df    = path if isinstance(path, pd.DataFrame) else None
         self.table = None if self.df is not None else TableFile(path, **how)
         self.can_go_on = self.out is not None and self.table is not None and not self.table.is_stdin
-        if self.df is not None: check_column(self.df.columns, text_col)
+        if self.df is not None: get_column(self.df, text_col, 'text_col')
         elif not self.table.is_stdin: check_begin(self.table, text_col)
 
     def _check_out(self):

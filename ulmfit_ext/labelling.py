@@ -246,7 +246,8 @@ def _held_out(ens, texts, targs, lms):
     tokens = ens.first.processor.tokenize(texts, progress=False)
     said   = dict(words=held_out_words(tokens, targs, ens.multi, Cs=(1,3,10)))
     if said['words'] is None:
-        raise UlmfitError(f"{len(texts)} labelled texts are too few to hold some out: give ten, and two of some class")
+        why = 'are too few to hold some out: give ten' if len(texts)<10 else 'have no label that occurs twice: is it the right label_col?'
+        raise UlmfitError(f"{len(texts)} labelled texts {why}")
     if lms: said['encoder'] = held_out_features(lm_features(lms, texts, ens.first.device), targs, ens.multi)
     return {k: ens.first.probabilities(torch.from_numpy(o)).numpy() for k,o in said.items()}
 
@@ -304,20 +305,15 @@ def plot_learning_curve(
 
 # %% ../nbs/38_labelling.ipynb #8d818e57
 def curve_html(
-    texts, # Training texts, as for `learning_curve`
-    labels, # The label of each
-    classes:list=None, # As for `learning_curve`
-    **kwargs # `multi` and `balance` of `learning_curve`
-) -> list: # Strings; none where there are more than 5,000 texts
+    curve:dict, # From `learning_curve`
+    n_texts:int, # How many texts it was made from
+) -> list: # Strings
     "What more labels would bring, as parts of a page"
     import matplotlib.pyplot as plt
-    n = len(texts)
-    if n>5000: return []
-    curve = learning_curve(texts, labels, classes, **kwargs)
-    said  = next_doubling(curve, n) or f'{n:,} labels to learn from are too few to tell: it takes 40.'
+    said  = next_doubling(curve, n_texts) or f'{n_texts:,} labels to learn from are too few to tell: it takes 40.'
     begin = [html_heading('What more labels would bring'), html_paragraph(said)]
     if not curve: return begin
-    points = '; '.join(f'with {share*n:,.0f} labels in {right:.1%}' for share,right in sorted(curve.items()))
-    with plt.ioff(): picture = html_picture(plot_learning_curve(curve, n), f'Learning curve. Counting words is right {points}')
+    points = '; '.join(f'with {share*n_texts:,.0f} labels in {right:.1%}' for share,right in sorted(curve.items()))
+    with plt.ioff(): picture = html_picture(plot_learning_curve(curve, n_texts), f'Learning curve. Counting words is right {points}')
     return [*begin, picture]
 

@@ -7,7 +7,7 @@ __all__ = ['min_steps', 'min_seconds', 'Job', 'Plan', 'CountWork', 'time_steps',
 
 # %% ../nbs/39_progress.ipynb #73a029cb
 from fastai.text.all import *
-import itertools,sys,time
+import itertools,sys,time,warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.imports import IN_NOTEBOOK
@@ -403,6 +403,8 @@ def table_epochs(
     valid_pct:float=0.2, # Share of the labelled rows for validation
     **kwargs # Whatever else `ulmfit_dls` takes
 ) -> tuple: # Of a language model, of a classifier
-    "How many epochs `ULMFiT` will train, where `epochs` does not say"
-    n_labelled = 0 if label_col is None else (~read_labels(get_column(df, label_col, 'label_col'), label_delim)[2]).sum()
+    "How many epochs `ULMFiT` will train, where `epochs` does not say. Raises `UlmfitError` where no classifier can learn from the labels"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # `ulmfit_dls` says it, and here only what is an error, before anything is measured
+        n_labelled = 0 if label_col is None else (~column_labels(df, label_col, label_delim)[3]).sum()
     return ifnone(epochs[0], lm_epochs(tokens[0])),ifnone(epochs[1], epochs_for(n_labelled*(1-valid_pct)))

@@ -52,8 +52,9 @@ def label_targets(
     new = list(dict.fromkeys(o for row in rows for o in row if o not in number))
     if new:
         hint = '. Do several stand in one string? Pass label_delim' if multi and not label_delim else ''
-        raise UlmfitError(f"{len(new)} labels are not classes of the model, the first is {new[0]!r}: "
-                          f"the model knows {listing(classes, 20)}{hint}")
+        many = f"{len(new)} labels are not classes of the model, the first is {new[0]!r}"
+        said = many if len(new)>1 else f"the label {new[0]!r} is not a class of the model"
+        raise UlmfitError(f"{said}: the model knows {listing(classes, 20)}{hint}")
     if not multi: return torch.tensor([number[o] for o, in rows], dtype=torch.long)
     res = torch.zeros(len(rows), len(classes))
     for i,row in enumerate(rows): res[i, [number[o] for o in row]] = 1.

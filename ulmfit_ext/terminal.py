@@ -173,11 +173,14 @@ def _one_line(e):
         msg = f"cannot write '{e.filename}' ({e.strerror}): make room there, or give another path. What was finished before is kept"
     return ' '.join(msg.split())
 
+_no_font = 'no font here has some letters of the labels: in the pictures they are boxes'
+
 def _note_writer():
     "What shows a warning as a note on stderr, each once"
     seen = set()
     def _show(msg, *args):
         note = _as_options(str(msg))
+        if note.startswith('Glyph '): note = _no_font # else a line a letter
         if note not in seen: print(f'ulmfit: note: {note}', file=sys.stderr)
         seen.add(note)
     return _show

@@ -33,7 +33,7 @@ def kept_words(
         except UlmfitError as e: warn(f'{e}. They are counted again')
     train = dls.tokens(dls.train_idx),[dls.y[i] for i in dls.train_idx],dls.classes,dls.multi
     bag = BagOfWords.fit(*train, **how)
-    if len(dls.valid_idx): bag.choices['doubling'] = next_doubling(learning_curve(*train, **how), len(train[0])) # for `weigh_voices`
+    if len(dls.valid_idx): bag.remember(learning_curve(*train, **how), len(train[0])) # for `weigh_voices`, and the report
     save_piece(folder, 'words', settings, bag.save)
     return bag
 

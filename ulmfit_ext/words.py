@@ -25,7 +25,7 @@ class BagOfWords:
         classes:list, # In the order of the outputs
         multi:bool=False, # Can a text have several labels?
         lowercase:bool=False, # Are capitals made small?
-        **choices # What else is to be remembered of the training: `C`, `cv_accuracy`
+        **choices # What else is known of the training: `C`, `cv_accuracy`, and what `remember` keeps
     ):
         self.number = {term: i for i,term in enumerate(terms)}
         # cloned, as tensors that were read keep their file mapped, which Windows then does not replace
@@ -34,6 +34,10 @@ class BagOfWords:
 
     def __repr__(self): return f"BagOfWords: {len(self.number):,} terms, classes {listing(self.classes, 10)}, {self.choices}"
     def state_dict(self): return dict(idf=self.idf, coef=self.coef, bias=self.bias)
+
+    @property
+    def curve(self): # as `remember` kept it; empty where nothing was kept
+        return {share: self.choices[name] for share in (.25,.5,1.) if (name := f'right_{share:g}') in self.choices}
 
     def logits(self,
         texts, # Strings, or a list of tokens for each text, as it was trained with
@@ -231,6 +235,14 @@ def learning_curve(
         found = [_accuracy(o) for o in (parts if len(texts)<1000 else parts[:1])]
         if None not in found: curve[1/n_parts] = float(np.mean(found))
     return curve
+
+@patch
+def remember(self:BagOfWords,
+    curve:dict, # From `learning_curve`, of the texts that it was trained with
+    n_texts:int, # How many these were
+):
+    "Keep a learning curve, and what it says, with what else is known of the training"
+    self.choices |= dict(doubling=next_doubling(curve, n_texts), **{f'right_{share:g}': right for share,right in curve.items()})
 
 def next_doubling(
     curve:dict, # From `learning_curve`

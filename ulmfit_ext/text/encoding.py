@@ -42,17 +42,23 @@ def _marked(head):
 
 # %% ../../nbs/11_text.encoding.ipynb #a975aa86
 _marks_of_text = set('¿¡«»‘’“”„–—…€£§°´·•©®™ªº¨\xa0\xad')
-_alphabets = {'western': 'àáâãäåæçèéêëìíîïñòóôõöøùúûüßœ', 'polish': 'ąćęłńóśźż', 'czech': 'áäčďéěíĺľňóôŕřšťúůýž', 'turkish': 'çğıöşüâîû',
+_alphabets = {'western': 'àáâãäåæçèéêëìíîïñòóôõöøùúûüßœ', 'icelandic': 'áæéðíóöþúý', 'polish': 'ąćęłńóśźż',
+              'czech': 'áäčďéěíĺľňóôŕřšťúůýž', 'hungarian': 'áéíóöőúüű', 'croatian': 'čćđšž', 'romanian': 'ăâîşţ', 'turkish': 'çğıöşüâîû',
               'russian': 'абвгдежзийклмнопрстуфхцчшщъыьэюяёіїєґ', 'greek': 'αβγδεζηθικλμνξοπρσςτυφχψωάέήίόύώϊϋΐΰ'}
-_alphabet_of = [('cp1252','western'), ('cp1250','polish'), ('iso8859_2','polish'), ('cp1250','czech'), ('iso8859_2','czech'),
+_alphabet_of = [('cp1252','western'), ('cp1252','icelandic'),
+                *[(e,o) for o in ('polish','czech','hungarian','croatian','romanian') for e in ('cp1250','iso8859_2')],
                 ('cp1254','turkish'), ('cp1251','russian'), ('koi8_r','russian'), ('cp1253','greek')]
+
+_told_by = {'hungarian': ['á','öü','őű'], 'icelandic': ['áéíóúæ']} # one of each: else it may be Portuguese, or Turkish
 
 def _fit(lines, encoding, language):
     "How well the letters of bytes that are not ASCII fit a language; a capital a little less than a small letter"
     small = set(_alphabets[language]) | _marks_of_text
     large = {o.upper() for o in small}
     odd   = [o for o in lines.decode(encoding, 'replace') if o>'\x7f']
-    return sum(1. if o in small else .9 if o in large else 0. for o in odd)/len(odd)
+    res   = sum(1. if o in small else .9 if o in large else 0. for o in odd)/len(odd)
+    told  = [set(o+o.upper()) & set(odd) for o in _told_by.get(language, [])]
+    return (res+.05 if all(told) else 0.) if told else res # in Latin-1, too, all these are letters
 
 def _by_alphabet(lines):
     "The encoding in which nearly all of `lines` are letters of one language; None where there is none"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sample_table', 'read_table', 'get_column', 'check_column', 'as_frame', 'row_names', 'column_texts',
-           'unlabelled_texts', 'column_labels', 'valid_rows']
+           'unlabelled_texts', 'warn_of_clashes', 'column_labels', 'valid_rows']
 
 # %% ../../nbs/11_text.tables.ipynb #a000000b
 import difflib,warnings
@@ -33,12 +33,18 @@ def _folder_table(folder, encoding):
     "A row for each .txt file in `folder` and below, in the order of their names: `file` and its whole `text`"
     def _is_hidden(o): return any(p.startswith('.') for p in o.relative_to(folder).parts)
     files = [o for o in sorted(folder.rglob('*')) if o.is_file() and file_kind(o)=='txt' and not _is_hidden(o)]
+    is_model = any((o/'config.json').exists() for o in (folder,folder/'model'))
+    if not files and is_model:
+        raise UlmfitError(f"'{folder}' is the folder of a model, where a table is wanted: the model comes first, "
+                          "then the table")
     if not files: raise UlmfitError(f"'{folder}' is a folder without a .txt file: give a table, or a folder of .txt files")
     def _text(file):
         with reading_file(file, 'txt'):
             with opened(file) as f: found = encoding or find_encoding(f)
             with opened(file) as f, text_of(f, found, None) as text: return text.read()
-    return pd.DataFrame(dict(file=[o.relative_to(folder).as_posix() for o in files], text=list(map(_text, files))))
+    res = pd.DataFrame(dict(file=[o.relative_to(folder).as_posix() for o in files], text=list(map(_text, files))))
+    res.attrs['folder'] = str(folder) # for the message of a column that is not there
+    return res
 
 # %% ../../nbs/11_text.tables.ipynb #a6a6d625
 def read_table(
@@ -61,9 +67,16 @@ def get_column(
     "The column `name` of `df`. Raises `UlmfitError` that says what there is where there is none, or more than one"
     try: found = name in df.columns
     except TypeError: found = False # a list is no name
+    if not found and (folder := df.attrs.get('folder')):
+        advice = 'leave text_col out' if arg=='text_col' else f"for {arg}='...' give a table that has such a column"
+        raise UlmfitError(f"no column {name!r}: '{folder}' is a folder of .txt files, which are read as "
+                          f"the columns 'file' and 'text': {advice}")
     if not found:
         near = difflib.get_close_matches(str(name), [str(o) for o in df.columns], 2, .6)
-        advice = f'Pass {arg}={near[0]!r} (the nearest name)' if near else f"Pass {arg}='...'"
+        has_text = any(len(str(o).split())>5 for o in df.columns)
+        no_names = 'The first row is read as names, and looks like a text: put a row with the names above it'
+        advice   = no_names if has_text else f"Pass {arg}='...'"
+        if near: advice = f'Pass {arg}={near[0]!r} (the nearest name)'
         raise UlmfitError(f"no column {name!r}: the columns are {listing(df.columns, 20)}. {advice}")
     col = df[name]
     if isinstance(col, pd.DataFrame):
@@ -127,6 +140,9 @@ def column_texts(
         rows = listing(row_names(col, np.flatnonzero(missing)))
         warnings.warn(f"{missing.sum()} of {len(texts)} texts in {what} are missing and read as empty "
                       f"(rows {rows}, counted from 0)", stacklevel=3)
+    n_bare = sum(bool(o.strip()) and not any(map(str.isalpha, o)) for o in texts)
+    if n_bare>len(texts)/2:
+        warnings.warn(f"{n_bare} of {len(texts)} texts in {what} have no letter: is that the right column?", stacklevel=3)
     return texts
 
 def unlabelled_texts(
@@ -141,6 +157,37 @@ def unlabelled_texts(
         o = df.iloc[:,0] if df.shape[1]==1 else get_column(df, text_col, 'text_col')
     if not isinstance(o, pd.Series): o = pd.Series(list(o), dtype=object)
     return column_texts(o, 'unlabelled') if len(o) else []
+
+# %% ../../nbs/11_text.tables.ipynb #34c42d6b
+def _classes_of(labels): return Counter(c for o in labels for c in (o if isinstance(o, list) else [o]) if c is not None)
+
+def _warn_of_slips(labels, name):
+    "Say which labels of the column look like others mistyped"
+    counts = _classes_of(labels)
+    slips  = label_slips(counts)
+    if not slips: return
+    def _said(o): return f"{o!r:.60} ({counts[o]:,} text{'s' if counts[o]>1 else ''})"
+    said = [f"{_said(o)} looks like {p!r:.60} ({counts[p]:,})" for o,p in slips.items()]
+    more = f', and {len(said)-3} more such labels' if len(said)>3 else ''
+    warnings.warn(f"column '{name}': label {', '.join(said[:3])}{more}: if that is a slip, mend it in the table, for as it "
+                  "stands it is a class of its own", stacklevel=4)
+
+def warn_of_clashes(
+    col:pd.Series, # A column of texts, which names the rows
+    texts:list, # What it holds
+    labels:list, # The label of each, or a list of them; None where there is none
+):
+    "Warn of texts that are the same and have different labels"
+    first,clashes = {},[]
+    for i,(t,label) in enumerate(zip(texts, labels)):
+        if label is None or not t.strip(): continue
+        if labels[first.setdefault(t, i)]!=label: clashes.append((first[t],i))
+    if not clashes: return
+    named = ', '.join('{} and {}'.format(*row_names(col, o)) for o in clashes[:3]) + ', …'*(len(clashes)>3)
+    many  = f'{len(clashes)} rows have' if len(clashes)>1 else 'a row has'
+    warnings.warn(f"{many} the text of another one, with another label (rows {named}, counted from 0): "
+                  "no model can be right about both", stacklevel=3)
+
 
 # %% ../../nbs/11_text.tables.ipynb #cc3eabda
 def _check_looks(col, delim, name):
@@ -180,6 +227,7 @@ def column_labels(
     if not multi and max(counts.values())==1:
         raise UlmfitError(f"in column '{label_col}' no label occurs twice: is it the right label_col? "
                           "A classifier needs several texts of each class")
+    _warn_of_slips(labels, label_col)
     return labels,classes,multi,missing
 
 # %% ../../nbs/11_text.tables.ipynb #a000000f
@@ -219,8 +267,6 @@ def _flags(col, rows, name):
     return np.array([_flag[vals[i]] for i in rows], bool)
 
 # %% ../../nbs/11_text.tables.ipynb #3c2e00f0
-def _classes_of(labels): return Counter(c for o in labels for c in (o if isinstance(o, list) else [o]) if c is not None)
-
 def valid_rows(
     df:pd.DataFrame, # A table
     labels:list, # The labels of those of its rows that have one, as `column_labels` gives them
@@ -233,7 +279,8 @@ def valid_rows(
     "Which rows are for validation. Warns of classes without a training row or with one row only"
     if valid_col is None:
         once = [c for c,n in _classes_of(labels).items() if n==1]
-        if once: warnings.warn(f'{len(once)} classes have one row only ({listing(once)}): it goes to training where it can, '
+        many = f'{len(once)} classes have' if len(once)>1 else 'a class has'
+        if once: warnings.warn(f'{many} one row only ({listing(once)}): it goes to training where it can, '
                                'and validation says nothing about such a class', stacklevel=3)
         return _random_rows(labels, multi, pct, seed)
 
