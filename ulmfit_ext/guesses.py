@@ -66,7 +66,7 @@ def guess_labels(
 ) -> tuple: # Rows, and the label of each
     "Labels for texts that have none. Raises `UlmfitError` for a share that is none"
     if not 0<share<=1: raise UlmfitError(f"share is {share!r}: give one above 0, and at most 1")
-    check_numbers(most=most)
+    if not most>=1: raise UlmfitError(f"most is {most!r}: give a number of guesses")
     rows = np.random.default_rng(0).permutation(_unlabelled_rows(dls))[:math.ceil(most/share)]
     outs,_ = read_texts(ens, [torch.from_numpy(dls.ids[dls.offs[i]:dls.offs[i+1]].astype(np.int64)) for i in rows])
     probs = answer_of(ens, outs)
