@@ -170,7 +170,7 @@ def test_int8_copies_keep_their_answers_in_any_company(fresh):
     assert torch.equal(int8(texts), torch.cat([int8([o]) for o in texts])) and torch.equal(int8(texts).flip(0), int8(texts[::-1]))
     again = pickle.loads(pickle.dumps(int8.session))
     ids = [o.numpy() for o in map(torch.as_tensor, int8.model.encode(texts))]
-    assert (again.logits(ids, 1)==int8.session.logits(ids, 1)).all()
+    assert (again.logits(ids)==int8.session.logits(ids)).all()
 
 @pytest.mark.parametrize('name,says', [('encoder.weight', 'embedding'), ('rnns.1.weight_hh_l0_raw', 'layer 2'), ('rnns.1.module.bias_ih_l0', 'layer 2')])
 def test_int8_of_weights_that_are_not_finite(fresh, name, says):
