@@ -119,6 +119,16 @@ def test_many_texts_are_read_by_a_copy(fresh, monkeypatch):
     fresh.fwd.model[0].module.rnns[0].weight_hh_l0_raw.data[0,0] = float('nan')
     assert pred(texts).isnan().any() and pred.session is None
 
+def test_single_texts_are_read_by_a_copy_once_there_were_many(ens, monkeypatch):
+    monkeypatch.setattr('ulmfit_ext.predict._much', 50)
+    texts,pred = make_df(40, seed=5).text.tolist(),Predictor(ens.fwd)
+    want,found,copied = Predictor(ens.fwd, max_tokens=64)(texts),[],[]
+    for o in texts:
+        found.append(pred([o]))
+        copied.append(pred.session is not None)
+    close(torch.cat(found), want)
+    assert not copied[0] and copied[-1] and sorted(copied)==copied
+
 @pytest.mark.parametrize('name,head', [('as fastai makes it', lambda h: h), ('y_range', lambda h: h.append(SigmoidRange(0, 5))), ('plain', lambda h: nn.Sequential(nn.Linear(24, 2))),
                                        ('bias', lambda h: nn.Sequential(LinBnDrop(24, 5, bn=False, act=nn.ReLU()), LinBnDrop(5, 2, bn=False))),
                                        ('two blocks of one ReLU', lambda h: nn.Sequential(h[0], nn.Sequential(nn.Linear(50, 4), h[0][-1]), nn.Linear(4, 2))),
