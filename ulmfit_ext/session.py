@@ -60,7 +60,7 @@ class GraphSession:
         return logits,dict(zip(known, after))
 
 # %% ../nbs/31_session.ipynb #1b6eb48f
-_rows,_steps = 64,16 # texts that a thread reads side by side, and tokens that it reads of each at a time
+_rows,_steps = 64,24 # texts that a thread reads side by side, and tokens that it reads of each at a time
 
 @patch
 def read_together(self:GraphSession,
