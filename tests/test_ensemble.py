@@ -130,6 +130,16 @@ def test_many_texts_are_read_by_a_copy(fresh, monkeypatch):
     fresh.fwd.model[0].module.rnns[0].weight_hh_l0_raw.data[0,0] = float('nan')
     assert pred(texts).isnan().any() and pred.session is None
 
+def test_single_texts_are_read_by_a_copy_once_there_were_many(ens, monkeypatch):
+    monkeypatch.setattr('ulmfit_ext.predict._much', 50)
+    texts,pred = make_df(40, seed=5).text.tolist(),Predictor(ens.fwd)
+    want,found,copied = Predictor(ens.fwd, max_tokens=64)(texts),[],[]
+    for o in texts:
+        found.append(pred([o]))
+        copied.append(pred.session is not None)
+    close(torch.cat(found), want)
+    assert not copied[0] and copied[-1] and sorted(copied)==copied
+
 @pytest.mark.parametrize('name,head', [('as fastai makes it', lambda h: h), ('y_range', lambda h: h.append(SigmoidRange(0, 5))), ('plain', lambda h: nn.Sequential(nn.Linear(24, 2))),
                                        ('bias', lambda h: nn.Sequential(LinBnDrop(24, 5, bn=False, act=nn.ReLU()), LinBnDrop(5, 2, bn=False))),
                                        ('two blocks of one ReLU', lambda h: nn.Sequential(h[0], nn.Sequential(nn.Linear(50, 4), h[0][-1]), nn.Linear(4, 2))),
@@ -181,7 +191,7 @@ def test_int8_copies_keep_their_answers_in_any_company(fresh):
     assert torch.equal(int8(texts), torch.cat([int8([o]) for o in texts])) and torch.equal(int8(texts).flip(0), int8(texts[::-1]))
     again = pickle.loads(pickle.dumps(int8.session))
     ids = [o.numpy() for o in map(torch.as_tensor, int8.model.encode(texts))]
-    assert (again.logits(ids, 1)==int8.session.logits(ids, 1)).all()
+    assert (again.logits(ids)==int8.session.logits(ids)).all()
 
 @pytest.mark.parametrize('name,says', [('encoder.weight', 'embedding'), ('rnns.1.weight_hh_l0_raw', 'layer 2'), ('rnns.1.module.bias_ih_l0', 'layer 2')])
 def test_int8_of_weights_that_are_not_finite(fresh, name, says):

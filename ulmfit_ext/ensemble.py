@@ -85,10 +85,6 @@ def check_pair(
                           "Make both from one `ulmfit_dls`, or with the same `seed` or `valid_col`")
 
 # %% ../nbs/33_ensemble.ipynb #6ba6a3e8
-def _few_numbers(module):
-    "A few numbers of each weight and of what batch norm keeps: asked before each text, so fewer than `some_numbers` looks at"
-    return [o.flatten()[::o.numel()//16+1].tolist() for o in module.state_dict().values()]
-
 def _check_words(words, mixture, models):
     "Raise an `UlmfitError` unless `words` and `mixture` go with the models"
     model,voices = models[0],['words', *[o.direction for o in models]]
@@ -134,7 +130,7 @@ class BidirEnsemble:
         way:str, # 'forward' or 'backward'
     ) -> Predictor:
         "The `Predictor` of one direction, made when first needed, and with `quantize` anew where the weights have changed"
-        now = _few_numbers(self.models[way].module) if self.quantize else None
+        now = some_numbers(self.models[way].module) if self.quantize else None
         before,res = self._predictors.get(way, (None,None))
         if res is None or before!=now: self._predictors[way] = now,(res := Predictor(self.models[way], self.quantize))
         return res

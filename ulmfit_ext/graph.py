@@ -31,6 +31,11 @@ class _Graph:
         self.nodes.append(self.onnx.make_node(op, inputs, [outputs] if isinstance(outputs, str) else outputs, **attrs))
         return outputs
 
+    def first(self, name, n, to):
+        "The first `n` numbers along the last of three axes of `name`, known as `to`"
+        ends = [self.const(f'{to}_{k}', np.array([o])) for k,o in (('from',0),('to',n),('axis',2))]
+        return self.add('Slice', [name, *ends], to)
+
     def takes(self, name, *shape, dtype='FLOAT'): self._tell(self.inputs, name, shape, dtype)
     def gives(self, name, *shape): self._tell(self.outputs, name, shape, 'FLOAT')
     def _tell(self, where, name, shape, dtype):
@@ -51,21 +56,46 @@ def _rounded(w):
     scale = np.maximum(np.abs(w).max(-1), 1e-9)/63
     return np.round(w/scale[...,None]).astype(np.int8).transpose(0, 2, 1),scale
 
+def _with_fixed_units(w, n_in, bias=0):
+    "The rows `w` (1, 4*n_out, …) with two more units, whose gates have nothing but this `bias`, and `n_in` more inputs"
+    w = np.pad(w.reshape(4, -1, w.shape[-1]), ((0,0), (0,2), (0,n_in)))
+    w[:,-2:] += np.reshape(bias, (-1,1,1))
+    return w.reshape(1, -1, w.shape[-1])
+
+def _widened(g, name, value):
+    "The state `name` (1, rows, n_out) of a layer with two more units, which hold `value` and `-value`"
+    for sign in (1,-1):
+        end  = g.const(f'{name}_end', np.float32(sign*value))
+        name = g.add('Pad', [name, 'one_more', end], f'{name}+')
+    return name
+
+
+# %% ../nbs/31_graph.ipynb #7f46384d
+_stay = -100,100,100,0 # of a unit that keeps what it holds: nothing comes in, all goes out, nothing is forgotten
+
 def _add_layer(g, l, x, w_ih, w_hh, b_ih, b_hh, int8):
-    "LSTM layer `l`, which reads `x` (steps, rows, n_in); the name of its outputs (steps, rows, n_out)"
-    n_out,wgts,scales = w_hh.shape[1],[_gates(w_ih),_gates(w_hh)],[]
+    "LSTM layer `l`, which reads `x` (steps, rows, n_in); the name of its outputs, shape (steps, rows, n_out), in 8 bits (…, n_out+2)"
+    n_out,wgts  = w_hh.shape[1],[_gates(w_ih),_gates(w_hh)]
+    biases      = [_gates(o)[...,None] for o in (b_ih,b_hh)]
+    state,after = (f'h{l}',f'c{l}'),(f'h{l}_',f'c{l}_')
+    for i,o in zip(state, after):
+        g.takes(i, 1, 'rows', n_out)
+        g.gives(o, 1, 'rows', n_out)
+    kind,scales,width = dict(op='LSTM'),[],n_out
     if int8:
-        wgts,scales = zip(*map(_rounded, wgts))
+        kind,width = dict(op='DynamicQuantizeLSTM', domain='com.microsoft'),n_out+2
+        wgts,scales = zip(*[_rounded(_with_fixed_units(o, 2)) for o in wgts])
+        biases = [_with_fixed_units(o, 0, b) for o,b in zip(biases, (_stay,0))]
         zeros  = g.const(f'zero_points{l}', np.zeros(scales[0].shape, np.int8))
         scales = ['', g.const(f'w_scale{l}', scales[0]), zeros, g.const(f'r_scale{l}', scales[1]), zeros]
-    bias  = g.const(f'b{l}', np.concatenate([_gates(b_ih),_gates(b_hh)], 1))
-    names = [g.const(f'w{l}', wgts[0]), g.const(f'r{l}', wgts[1]), bias, 'n', f'h{l}', f'c{l}', *scales]
-    for name in (f'h{l}',f'c{l}'):
-        g.takes(name, 1, 'rows', n_out)
-        g.gives(f'{name}_', 1, 'rows', n_out)
-    kind = dict(op='DynamicQuantizeLSTM', domain='com.microsoft') if int8 else dict(op='LSTM')
-    g.add(inputs=[x, *names], outputs=[f'y{l}', f'h{l}_', f'c{l}_'], hidden_size=n_out, **kind)
+        state  = _widened(g, state[0], 1),_widened(g, state[1], 100)
+        after  = [f'{o}+' for o in after]
+    names = [g.const(f'w{l}', wgts[0]), g.const(f'r{l}', wgts[1]), g.const(f'b{l}', np.concatenate(biases, 1)[...,0]), 'n']
+    g.add(inputs=[x, *names, *state, *scales], outputs=[f'y{l}', *after], hidden_size=width, **kind)
+    if int8:
+        for o in after: g.first(o, n_out, o[:-1])
     return g.add('Squeeze', [f'y{l}', 'axis_1'], f'x{l+1}') # of (steps, directions, rows, n_out)
+
 
 # %% ../nbs/31_graph.ipynb #389d0be7
 def _add_pooling(g, out, last, emb_sz):
@@ -133,9 +163,13 @@ def onnx_graph(
     g.takes('n', 'rows', dtype='INT32')
     layers = layer_weights(weights)
     _check_finite(weights, layers, head.layers)
-    x = g.add('Gather', [g.const('embedding', _numbers(weights['encoder.weight'])), 'ids'], 'x0')
+    emb,emb_sz = _numbers(weights['encoder.weight']),weights['encoder.weight'].shape[1]
+    if int8: emb = np.concatenate([emb, np.abs(emb).max()*np.tile(np.float32([1,-1]), (len(emb), 1))], 1)
+    x = g.add('Gather', [g.const('embedding', emb), 'ids'], 'x0')
+    if int8: g.const('one_more', np.array([0,0,0,0,0,1])) # unit, before and after each axis
     for l,ws in enumerate(layers): x = _add_layer(g, l, x, *ws, int8)
-    pooled = _add_pooling(g, x, f'h{len(layers)-1}_', weights['encoder.weight'].shape[1])
+    if int8: x = g.first(x, emb_sz, 'outputs')
+    pooled = _add_pooling(g, x, f'h{len(layers)-1}_', emb_sz)
     g.gives('logits', 'rows', _add_head(g, pooled, head.layers))
     graph = g.onnx.make_graph(g.nodes, 'ulmfit_ext classifier', g.inputs, g.outputs, g.constants)
     opsets = [g.onnx.make_opsetid(*o) for o in [('', 17), ('com.microsoft', 1)][:1+int8]]

@@ -6,9 +6,7 @@
 __all__ = ['Predictor', 'some_numbers']
 
 # %% ../nbs/32_predict.ipynb #bcb5d836
-import torch
-from contextlib import suppress
-from zlib import crc32
+import math,torch
 from torch import nn
 from .core import *
 from .core import patch
@@ -34,11 +32,11 @@ class Predictor:
     ):
         check_numbers(max_tokens=max_tokens)
         self.model,self.quantize,self.max_tokens = as_model(learn),quantize,max_tokens
-        self.session,self.numbers = None,None
+        self.session,self.numbers,self.n_read = None,None,0
         if quantize: self._make_session()
 
     def __getstate__(self): # a copy that can be made anew is not pickled
-        return vars(self) if self.quantize else {**vars(self), 'session': None, 'numbers': None}
+        return vars(self) if self.quantize else {**vars(self), 'session': None, 'numbers': None, 'n_read': 0}
 
     def __call__(self,
         texts, # Raw texts: a list, a Series, any iterable of `str`
@@ -59,10 +57,10 @@ _much = 10_000 # tokens, for which a copy is soon made up for
 
 def some_numbers(
     module, # Any module
-) -> list: # Three numbers of each weight, and of what batch norm keeps
-    "To see whether weights are still as they were, in their places: sum and length of each, and a checksum of some of its numbers"
-    def _some(o): return o.flatten()[::max(1, o.numel()//10_000)].float().cpu().contiguous().numpy()
-    return [(o.sum().item(), o.norm().item(), crc32(_some(o))) for o in module.state_dict().values() if o.is_floating_point()]
+) -> list: # Of each weight, and of what batch norm keeps: how often PyTorch has changed it, and about 16 numbers
+    "To see in a moment whether weights are still as they were, in their places"
+    def _version(o): return 0 if o.is_inference() else o._version
+    return [(_version(o), *o.flatten()[::o.numel()//16+1].tolist()) for o in module.state_dict().values()]
 
 @patch
 def _make_session(self:Predictor):
@@ -72,14 +70,15 @@ def _make_session(self:Predictor):
 @patch
 def _session_for(self:Predictor, n_tokens):
     "What reads `n_tokens` with a copy of the model; None where the model itself is read"
-    if self.quantize: return self.session
-    if n_tokens<_much or self.max_tokens is not None: return None
+    if self.quantize or self.max_tokens is not None: return self.session
     with self.model.predicting() as module:
         if any(o.device.type!='cpu' or o.dtype!=torch.float32 for o in module.parameters()): return None
         now = [*some_numbers(module), repr(module)]
-    if now!=self.numbers:
-        self.session,self.numbers = None,now
-        with suppress(UlmfitError): self._make_session() # no graph holds some heads, and weights that are not finite
+    if now!=self.numbers: self.session,self.numbers,self.n_read = None,now,0
+    self.n_read += n_tokens # with these weights
+    if self.session is None and self.n_read>=_much:
+        try: self._make_session()
+        except UlmfitError: self.n_read = -math.inf # no graph holds some heads, and weights that are not finite
     return self.session
 
 
@@ -92,14 +91,13 @@ def from_ids(self:Predictor,
     "The model's outputs before softmax or sigmoid, for texts that have been encoded"
     docs  = [torch.as_tensor(o, dtype=torch.long).as_subclass(torch.Tensor) for o in ids]
     docs  = [o[o!=self.model.pad_idx] for o in docs]
+    check_ids(docs, len(self.model.module[0].module.encoder.weight))
     n_tokens = sum(map(len, docs))
     ticks = _ticks(len(docs), progress and self.model.shows_bars and n_tokens>10_000)
     def _done(n):
         for _ in range(n): next(ticks)
     session = self._session_for(n_tokens)
-    if session:
-        rows = 1 if self.quantize else 16
-        res  = torch.from_numpy(session.logits([o.cpu().numpy() for o in docs], rows, _done))
+    if session: res = torch.from_numpy(session.logits([o.cpu().numpy() for o in docs], _done))
     else:
         with self.model.predicting() as module: res = self._read(module, docs, _done)
     for _ in ticks: pass # a bar goes away at its end

@@ -46,7 +46,6 @@ class OnnxClassifier:
         self.thresh  = 0.5 if config['thresh'] is None else np.asarray(config['thresh'])
         self.values  = config.get('label_values') or self.classes # labels as they were given: numbers, booleans or strings
         self.mixture = config.get('mixture')
-        self.rows    = 1 if config['int8'] else 16 # texts read side by side: 20 MB at the paper's size
 
     def __repr__(self):
         voices = ' and '.join([*self.directions, *([] if self.words is None else ['words'])])
@@ -61,7 +60,7 @@ class OnnxClassifier:
         if self.words is not None: outs['words'] = self.words.logits([[vocab[i] for i in o] for o in docs])
         for way,direction in self.directions.items():
             ids = [o[::-1] for o in docs] if way=='backward' else docs
-            outs[way] = direction.logits(ids, self.rows)
+            outs[way] = direction.logits(ids)
         return _together(outs, self.mixture, self.multi)
 
     def __call__(self,

@@ -6,7 +6,7 @@
 __all__ = ['GraphSession']
 
 # %% ../nbs/31_session.ipynb #d7a79762
-import os
+import itertools,math,os,threading
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from .core import *
@@ -60,38 +60,52 @@ class GraphSession:
         return logits,dict(zip(known, after))
 
 # %% ../nbs/31_session.ipynb #1b6eb48f
-_steps = 70 # of a chunk
+_rows,_steps = 64,24 # texts that a thread reads side by side, and tokens that it reads of each at a time
 
 @patch
-def read_together(self:GraphSession, docs):
-    "Read `docs`, the longest first, side by side. Yields where the texts that end stand, and their outputs"
-    lens,known,pos = np.array([len(o) for o in docs]),self.begin(len(docs)),0
-    known['max'][lens==0] = 0 # no tokens give zeros, as in a `Reader`
-    while len(lens):
-        n   = np.minimum(lens-pos, _steps)
-        ids = np.zeros((max(1, n.max()), len(n)), np.int64)
-        for row,doc in enumerate(docs[:len(n)]): ids[:n[row],row] = doc[pos:pos+n[row]]
+def read_together(self:GraphSession,
+    docs:list, # Arrays of ids
+    queue, # Iterator over positions in `docs`, which several threads may share
+    n_rows:int, # Texts read side by side
+):
+    "Read the next of `docs` side by side until there are no more. Yields positions of texts that have ended, and their outputs"
+    at,pos,known = np.zeros(0, int),np.zeros(0, int),self.begin(0)
+    while True:
+        new   = np.array([*itertools.islice(queue, n_rows-len(at))], int)
+        fresh = self.begin(len(new))
+        fresh['max'][[len(docs[i])==0 for i in new]] = 0 # no tokens give zeros, as in a `Reader`
+        known = {k: np.concatenate([o, fresh[k]], -2) for k,o in known.items()}
+        at,pos = np.concatenate([at, new]),np.concatenate([pos, 0*new])
+        if not len(at): return
+        left = np.array([len(docs[i]) for i in at])-pos
+        n    = np.minimum(left, _steps)
+        ids  = np.zeros((max(1, n.max()), len(at)), np.int64)
+        for row,(i,begin,k) in enumerate(zip(at, pos, n)): ids[:k,row] = docs[i][begin:begin+k]
         logits,known = self.read(ids, n, np.maximum(1, pos+n), known)
-        pos += _steps
-        stay = int((lens>pos).sum()) # the first ones
-        yield slice(stay, len(lens)),logits[stay:]
-        lens,known = lens[:stay],{k: o[...,:stay,:] for k,o in known.items()}
+        stay = left>n
+        if not stay.all(): yield at[~stay],logits[~stay]
+        at,pos,known = at[stay],(pos+n)[stay],{k: o[...,stay,:] for k,o in known.items()}
 
+
+# %% ../nbs/31_session.ipynb #6ed07246
 @patch
 def logits(self:GraphSession,
     docs:list, # Arrays of ids, in the direction in which the graph reads, without padding
-    rows:int, # Texts read side by side: 1 in 8 bits
     done=None, # Function that is told of so many texts that they have been read; None: nothing is told
 ) -> np.ndarray: # Outputs before softmax or sigmoid, shape (texts, classes)
     "The outputs for each of `docs`, in their order. Raises `UlmfitError` where they are no numbers"
     res   = np.zeros((len(docs), self.n_classes), np.float32)
-    order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))
-    def _read(at):
-        for where,logits in self.read_together([docs[i] for i in at]): res[np.array(at)[where]] = logits
-        return len(at)
-    parts = [order[i:i+rows] for i in range(0, len(docs), rows)]
-    with ThreadPoolExecutor(min(self.threads, max(1, len(parts)))) as pool:
-        for n in (pool.map if len(parts)>1 and self.threads>1 else map)(_read, parts):
-            if done: done(n)
+    queue = iter(sorted(range(len(docs)), key=lambda i: -len(docs[i])))
+    n,lock = min(self.threads, len(docs)),threading.Lock()
+    def _read():
+        for at,logits in self.read_together(docs, queue, min(_rows, math.ceil(len(docs)/n/2))):
+            res[at] = logits
+            with lock: done and done(len(at))
+    if n==1: _read()
+    elif n:
+        with ThreadPoolExecutor(n) as pool:
+            try: [o.result() for o in [pool.submit(_read) for _ in range(n)]]
+            finally: list(queue) # after an error, or Ctrl-C, no thread takes another text
     if (np.abs(res)<1e30).all(): return res
     raise UlmfitError("What the model says of these texts is no number: its weights are damaged. Copy it again")
+
