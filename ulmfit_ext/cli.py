@@ -83,7 +83,7 @@ def _train(o):
     weighs = dict(balance=True) if o.balance else {}
     ulmfit.fit(dict(n_epoch=o.lm_epochs, lr_max=o.lm_lr, bf16=o.bf16),
                dict(n_epoch=o.epochs, lr_max=o.lr, max_len=o.max_len, bf16=o.bf16, recipe=o.recipe, **weighs),
-               refit=None if o.refit else False)
+               refit=None if o.refit else False, self_train=o.self_train)
     if not is_first: return
     reports = run_reports(ulmfit, df, tests, baselines, **columns)
     print_reports(reports)
@@ -99,7 +99,7 @@ _examples = ('ulmfit train reviews.csv --text review --label stars',
 _groups = dict(stopped='What was finished is kept in {out}: the same line goes on from there',
                Data='text label valid_pct valid test unlabelled label_delim sep encoding lang min_freq max_vocab',
                Model='out pretrained size directions words',
-               Training='lm_epochs minutes epochs recipe balance refit go_on lm_lr lr bs bptt max_len bf16 seed baseline curve')
+               Training='lm_epochs minutes epochs recipe balance refit self_train go_on lm_lr lr bs bptt max_len bf16 seed baseline curve')
 
 # %% ../nbs/42_cli.ipynb #c0d3944d
 @command(*_examples, **_groups)
@@ -128,6 +128,7 @@ def train(
     recipe:str='auto', # How the classifier is trained; auto: the better in trials, but gradual if --lr is given
     balance:bool=False, # Give each class the same weight in training, however rare it is
     refit:bool=True, # Train once more in the end, on the held-out texts too: up to 5,000 labels, if there is time, and without --valid
+    self_train:bool=False, # Learn from --unlabelled texts too, and rows without a label: from the surest guesses of their labels
     go_on:bool=True, # With other rows than before in OUT: keep its language models, if they have read half of the texts
     lm_lr:float=0.004, # Peak learning rate of the language model
     lr:float=None, # Peak learning rate of the classifier. If not given: the recipe's

@@ -440,6 +440,7 @@ def fit(self:ULMFiT,
         if lm.get('n_epoch')!=0 and self.before is None: self.fit_lm(**lm)
         if has_labels: self.fit_classifier(**self.coming)
         if self_train and self.plan.has_time_for('guesses'): self.self_train()
+        elif self_train: print('There is no time for self-training')
         self.plan.drop('guesses')
         if refit and has_labels and self.plan.has_time_for('refit'): self.refit()
     return self

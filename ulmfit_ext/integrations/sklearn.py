@@ -107,6 +107,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
         quantize:bool=False, # Predict with 8-bit copies? Faster on a CPU
         verbose:bool=False, # Show what a run prints, and its bar?
         balance:bool=False, # Give each class the same weight in training, however rare it is?
+        self_train:bool=False, # Learn from `unlabelled` texts too, by the surest guesses of their labels?
     ):
         vars(self).update({k: o for k,o in locals().items() if k not in ('self','__class__')})
 
@@ -121,7 +122,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
 def fit(self:UlmfitClassifier,
     X, # Texts: a list, an array, a column, or a table of one column
     y, # The label of each: strings, numbers or booleans
-    unlabelled=None, # More texts for the language models: a list, a column, a table or a path
+    unlabelled=None, # More texts for the language models, and for `self_train`: a list, a column, a table or a path
 ) -> UlmfitClassifier: # Itself
     "Train on texts and labels, in the three stages. Raises `UlmfitError` where the data will not do"
     df,classes = _labelled(X, y)
@@ -131,7 +132,8 @@ def fit(self:UlmfitClassifier,
                              min_freq=self.min_freq, bs=self.bs, progress=self.verbose)
         with run.plan.running():
             if not self.verbose: run.plan.hide()
-            run.fit(dict(n_epoch=self.lm_epochs), dict(n_epoch=self.epochs, recipe=self.recipe, balance=self.balance), self.refit)
+            run.fit(dict(n_epoch=self.lm_epochs), dict(n_epoch=self.epochs, recipe=self.recipe, balance=self.balance), self.refit,
+                    self.self_train)
         self.ensemble_ = load_ulmfit(run.folder, self.quantize)
     self.classes_ = classes
     return self

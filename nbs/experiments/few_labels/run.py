@@ -83,12 +83,15 @@ def stock_error(ulmfit, lm, test, side):
         preds = learn.get_preds(dl=dl)[0].argmax(1)
     return round(float((np.array(learn.dls.vocab[1])[preds.numpy()]!=test.label.to_numpy()).mean()), 4)
 
-def one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16, recipe):
+def one_run(method, name, labelled, rest, test, lm, pretrained, lang, seed, work, bf16, recipe):
     path = work/f"run-{name}-{len(labelled)}-{seed}-{method.removesuffix(', all labels')}"
     kwargs = dict(lang=lang, seed=seed, directions='both')
     if method.startswith('semi-supervised') or method=='without stage one':
         ulmfit = ULMFiT.from_df(labelled, path, lm, **kwargs).fit_classifier(bf16=bf16, recipe=recipe)
         return answers(ulmfit.refit() if method.endswith('all labels') else ulmfit, test)
+    if method=='self-training, all labels':
+        ulmfit = ULMFiT.from_df(labelled, path, lm, unlabelled=rest, **kwargs).fit_classifier(bf16=bf16, recipe=recipe)
+        return answers(ulmfit.self_train().refit(), test)
     if method=='paper':
         return answers(ULMFiT.from_df(labelled, path, lm, bs=64, **kwargs).fit_classifier(8, 0.01, bf16=bf16), test)
     if method=='supervised':
@@ -106,7 +109,7 @@ def main(
     labels:Annotated[list[int], typer.Option(help='Numbers of labels')]=[100],
     seeds:Annotated[int, typer.Option(help='How many')]=3,
     only_seed:Annotated[list[int], typer.Option(help='These and no others, so that several can be run side by side')]=[],
-    methods:Annotated[list[str], typer.Option(help='TF-IDF, semi-supervised, "semi-supervised, all labels", supervised, paper, stock, without stage one, from nothing')]=['TF-IDF','semi-supervised','semi-supervised, all labels'],
+    methods:Annotated[list[str], typer.Option(help='TF-IDF, semi-supervised, "semi-supervised, all labels", "self-training, all labels", supervised, paper, stock, without stage one, from nothing')]=['TF-IDF','semi-supervised','semi-supervised, all labels'],
     pretrained:Annotated[str, typer.Option(help='Weights to start from; if not given, base, or de for German')]='',
     unlabelled:Annotated[int, typer.Option(help='IMDb: so many reviews for stage two; 0: those of the training set')]=0,
     recipe:Annotated[str, typer.Option(help='auto: chosen in trials; together or gradual saves their time')]='auto',
@@ -134,7 +137,8 @@ def main(
                 if method not in ('TF-IDF','supervised','from nothing'):
                     lm = stage_two(name, texts, pretrained, lang, work, bf16, minutes or None, alone=method=='without stage one')
                 began  = time.time()
-                errors = one_run(method, name, labelled, test, lm, pretrained, lang, seed, work, bf16, recipe)
+                rest   = train.text[~train.text.isin(labelled.text)].tolist()
+                errors = one_run(method, name, labelled, rest, test, lm, pretrained, lang, seed, work, bf16, recipe)
                 row = dict(key, recipe=recipe, errors=errors, test=len(test), minutes=round((time.time()-began)/60, 2), bf16=bf16, threads=torch.get_num_threads(), gpu=torch.cuda.is_available(),
                            versions=dict(ulmfit_ext=ulmfit_ext.__version__, torch=torch.__version__, fastai=fastai.__version__), machine=platform.machine())
                 with open(out, 'a') as f: f.write(json.dumps(row)+'\n')
