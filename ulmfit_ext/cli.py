@@ -50,7 +50,6 @@ def _curve_parts(ulmfit, balance):
         curve  = learning_curve(dls.tokens(dls.train_idx), labels, dls.classes, multi=dls.multi, balance=balance)
     return curve_html(curve, len(dls.train_idx))
 
-
 # %% ../nbs/42_cli.ipynb #04879b30
 def _save_reports(reports, o, more):
     "Write the reports of a run as a page, and the last matrix as a picture; say where the page is"

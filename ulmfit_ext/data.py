@@ -109,7 +109,6 @@ def with_guesses(self:UlmfitDls,
     res.labelled,res.n_unlabelled = np.union1d(self.labelled, rows).astype(int),self.n_unlabelled-len(rows)
     return res
 
-
 # %% ../nbs/15_data.ipynb #68ba9683
 @patch
 def sha256(self:UlmfitDls) -> str: # 64 hexadecimal digits

@@ -32,8 +32,8 @@ from .ensemble import *
 from .voices import *
 from .earlier import *
 from .export import *
-from .guesses import *
 from .progress import *
+from .refit import *
 
 # %% ../nbs/40_pipeline.ipynb #bde5f167
 _sides = {'both': ('fwd','bwd'), 'fwd': ('fwd',), 'bwd': ('bwd',)}
@@ -49,7 +49,7 @@ def _of_side(pretrained, side): return pretrained[side] if isinstance(pretrained
 def _dropouts(config): return {k: p for k,p in config.items() if k.endswith('_p')}
 
 # %% ../nbs/40_pipeline.ipynb #934c3abe
-class ULMFiT(Answering):
+class ULMFiT(Refitting, Answering):
     "The three stages of ULMFiT in both directions (section 3), each step kept on disk"
     def __init__(self,
         dls:UlmfitDls, # What `ulmfit_dls` made
@@ -72,7 +72,6 @@ class ULMFiT(Answering):
         self.valid_col = None # the column that says what is held out, if there is one
         self.bag = None # the third voice: words of the training texts alone, as `refit` leaves it
         self.how = None # what `fit_classifier` trained with
-        self.guesses = None # rows and labels that `self_train` learned from
         self.before = None # the earlier run that this one goes on from
         self.key = None # of the table, as `TableNote` has it
         self.plan,self.coming = Plan(minutes, cache(self._guess_speed)),{} # `coming`: arguments of `fit_classifier`, if known
@@ -149,8 +148,8 @@ def _dls(self:ULMFiT, kind, side, data=None):
 @patch
 def _from_disk(self:ULMFiT, kind, side, settings, read):
     "What `read` makes of the piece with `settings`; None where there is none, or it is damaged"
-    what = dict(lm='Language model', classifier='Classifier', guesses='Classifier of labels and guesses', refit='Classifier of all labels')[kind]
-    path = find_piece(self.path/kind, side, settings)
+    what = dict(lm='Language model', classifier='Classifier', guesses='Classifier of labels and guesses', refit='Classifier of all labels')
+    what,path = what[kind],find_piece(self.path/kind, side, settings)
     if path is not None:
         try:
             learn = read(path)
@@ -346,64 +345,6 @@ def _try_recipes(self:ULMFiT, side, splits, begun, n_epoch, wd, bf16, cbs=None, 
     def _new(train, valid): return self._new_classifier(side, data=self.dls.with_split(train, valid), **kwargs)
     return try_recipes(_new, splits, recipes, n_epoch, wd, _cbs, begun)
 
-# %% ../nbs/40_pipeline.ipynb #c6c8f039
-@patch
-def _how(self:ULMFiT, data):
-    "What `fit_classifier` trained with; of guesses there are many, and they need fewer epochs"
-    if data.labelled is self.dls.labelled: return self.how
-    return {**self.how, 'n_epoch': min(self.how['n_epoch'], epochs_for(len(data.train_idx)))}
-
-@patch
-def self_train(self:ULMFiT,
-    share:float=0.25, # Of the texts without a label: those whose guesses are the surest, in each class alike
-    most:int=2000, # Guesses to learn from, at most
-) -> ULMFiT: # Itself
-    """Self-training: train once more, on the labels, and on guesses of labels for texts that have none.
-
-    The new classifiers are taken unless the held-out texts say that they are worse. `refit` then learns from the guesses too.
-    Raises `UlmfitError` before `fit_classifier`, after `refit`, and where there is nothing to guess, or nothing held out to judge by."""
-    self._can_train()
-    check_guessing(self.dls)
-    if self.how is None: raise UlmfitError("There is no classifier that could guess: call `fit_classifier()` first")
-    if self.held_out is not None: raise UlmfitError("Nothing is held out any more to judge guesses by: call `self_train()` before `refit()`")
-    with run_lock(self.path), self.plan.running():
-        rows,labels = guess_labels(self.ensemble, self.dls, share, most)
-        data = self.dls.with_guesses(rows, labels)
-        how  = self._how(data)
-        print(f'Self-training: {len(rows):,} guesses beside {len(self.dls.train_idx):,} labels')
-        self.plan.add_refit(data, self._sizes(), self.sides, how['n_epoch'], how['recipe'], 'guesses')
-        learns = self._classifiers('guesses', data, **how)
-        words  = None if self.bag is None else words_of(data, how.get('balance', False))
-        after  = BidirEnsemble(*learns.values(), words=words)
-        if words is not None: after.weigh(after.answers())
-        if is_worse(self.ensemble, after): return self
-        self.learns,self._ensemble,self.guesses = learns,after,(rows,labels)
-        self.save()
-    return self
-
-
-# %% ../nbs/40_pipeline.ipynb #d79f8da6
-@patch
-def refit(self:ULMFiT) -> ULMFiT: # Itself
-    """Train classifiers and counted words once more, on all labelled texts, by the recipe of `fit_classifier`.
-
-    `validate` goes on telling how good they were before, on texts they had not seen.
-    Raises `UlmfitError` before `fit_classifier`."""
-    self._can_train()
-    if self.how is None: raise UlmfitError("There is no classifier to train once more: call `fit_classifier()` first")
-    if self.held_out is not None or not len(self.dls.valid_idx): return self # all labels are learned from already
-    before,data = self.ensemble,self.dls.with_split(self.dls.labelled, self.dls.valid_idx[:0])
-    if self.guesses is not None: data = data.with_guesses(*self.guesses)
-    held_out,how = before.answers(),self._how(data)
-    with run_lock(self.path), self.plan.running():
-        self.plan.add_refit(data, self._sizes(), self.sides, how['n_epoch'], how['recipe'])
-        self.learns = self._classifiers('refit', data, **how)
-        words = None if self.bag is None else kept_words(data, self.path/'words', self.how.get('balance', False), data_sha256=data.sha256())
-        ensemble = BidirEnsemble(*self.learns.values(), words=words, mixture=before.mixture)
-        self._ensemble,self.held_out = ensemble,held_out
-        self.save()
-    return self
-
 # %% ../nbs/40_pipeline.ipynb #af5ae3bf
 @patch
 def _sizes(self:ULMFiT):
@@ -511,4 +452,3 @@ def add(self:ULMFiT,
     asked = {**before.asked, 'epochs':(0,None), 'minutes':minutes}
     more  = ULMFiT.from_df(with_rows(before, as_frame(df)), path, go_on=True, **asked)
     return more.fit(dict(n_epoch=0), classifier_before(before, classifier), refit)
-

@@ -1,8 +1,7 @@
 """Self-training: which guesses are learned from, when they are left out, and what `refit` and the command make of them"""
 import pytest,torch,numpy as np,pandas as pd
 from ulmfit_ext.all import *
-from ulmfit_ext import guesses
-from ulmfit_ext.guesses import *
+from ulmfit_ext.refit import *
 from ulmfit_ext.text.tables import sample_table
 from ulmfit_ext.cli import app
 from typer.testing import CliRunner
@@ -36,7 +35,7 @@ def test_guesses_are_for_texts_without_a_label(make):
 def test_classifiers_and_refit_learn_from_them(make, monkeypatch):
     u = make().fit(dict(n_epoch=0), how, refit=False)
     before,n = u.ensemble,len(u.dls.train_idx)
-    monkeypatch.setattr('ulmfit_ext.pipeline.is_worse', lambda *args: False)
+    monkeypatch.setattr('ulmfit_ext.refit.is_worse', lambda *args: False)
     u.self_train(share=0.5)
     n_guesses = len(u.guesses[0])
     assert u.ensemble is not before and len(u.ensemble.fwd.dls.train_ds)==n+n_guesses
@@ -53,7 +52,7 @@ def test_what_is_worse_is_left_out(make, monkeypatch, capsys):
     before = u.ensemble
     truth  = dict(zip(range(60, 120), rows.label[60:]))
     def _wrong(ens, dls, *args): return np.arange(60, 120),[{'Raises':'Parameters', 'Parameters':'Raises'}[truth[i]] for i in range(60, 120)]
-    monkeypatch.setattr('ulmfit_ext.pipeline.guess_labels', _wrong)
+    monkeypatch.setattr('ulmfit_ext.refit.guess_labels', _wrong)
     u.self_train()
     assert u.ensemble is before and u.guesses is None and 'it is left out' in capsys.readouterr().out
 
