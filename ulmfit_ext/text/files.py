@@ -73,7 +73,7 @@ def csv_rows(
             n_short += 1
             if len(short)<9: short.append(line)
         yield line,row + ['']*(n-len(row))
-    if short: warnings.warn(f"the rows of {n_short} lines have fewer fields than the header (lines {listing(short)}): what lacks "
+    if short: warnings.warn(f"rows with fewer fields than the header: {n_short} (lines {listing(short)}). What lacks "
                             "is missing. Does a line break stand in a text without quotes?", stacklevel=2)
 
 # %% ../../nbs/11_text.files.ipynb #eb5bdece

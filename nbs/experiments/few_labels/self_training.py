@@ -28,7 +28,7 @@ def voices(data, lm, seed, rows):
     for way in ('forward','backward'):
         learn = ulmfit_classifier(data.clas(way=='backward'), encoder=lm)
         set_seed(seed)
-        with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipes['together'], cbs=bfloat16(data.device) if has_bfloat16() else None)
+        with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipes['together'], cbs=bfloat16() if has_bfloat16() else None)
         outs[way] = Predictor(learn).from_ids([o.flip(0) if way=='backward' else o for o in texts], False)
     return {k: o.float() for k,o in outs.items()}
 
