@@ -3,7 +3,7 @@ import ast,inspect,re
 from enum import EnumMeta
 from functools import cached_property
 from pathlib import Path
-from textwrap import dedent,fill,shorten
+from textwrap import dedent,fill
 
 from fastai.callback.core import event
 from nbdev.showdoc import show_doc
@@ -16,7 +16,12 @@ events = {o for o in vars(event) if not o.startswith('_')}
 
 def as_code(text):
     "`text` with options and quoted words as code, so that no dash and no quote changes"
-    return re.sub(r"(?<![\w`'-])(--[a-z][\w-]*|'[^'\s`]+'(?!\w))", r'`\1`', text)
+    text = re.sub(r"(?<![\w`'-])(--[a-z][\w-]*|'[^'\s`]+'(?!\w))", r'`\1`', text)
+    return literal(text)
+
+def literal(text):
+    "`text` where a star outside of code is a star, as in shape (texts, 3*emb_sz), and no emphasis"
+    return re.sub(r'`[^`]*`|(?<=\w)\*(?=\w)', lambda m: r'\*' if m[0]=='*' else m[0], text)
 
 def table(rows, *titles):
     "`rows` as a table of markdown"
@@ -32,7 +37,8 @@ def type_name(o):
 
 def value(o):
     "A default as one would type it"
-    return shorten(getattr(o, '__name__', None) or repr(o), 60, placeholder=' ...')
+    text = getattr(o, '__name__', None) or repr(o)
+    return text if len(text)<=60 else f'{type(o).__name__}(...)'
 
 def parameters(sym, res):
     "The parameters that `show_doc` found; of a class without fastai's events, and without what comes back"
@@ -64,9 +70,10 @@ def parameter_table(params):
     return table(rows, 'parameter', 'type and default', 'what it is')
 
 def sentences(res):
-    "The docstring, its first line in italics"
+    "The docstring, its first line in italics; none where it is inherited, as PyTorch's of `forward`"
     if not res.docs or res.docs.startswith(f'{res.nm}('): return ''   # a named tuple's own words are its call
-    return re.sub(r'^(\s*)(.+)', r'\1*\2*', res.docs, count=1)
+    if inspect.isfunction(res.sym) and not res.sym.__doc__: return ''
+    return re.sub(r'^(\s*)(.+)', r'\1*\2*', literal(res.docs), count=1)
 
 def code(line):
     "A call as a block of code, in lines that fit"
@@ -111,7 +118,9 @@ def members(cls, name):
 def inherited(cls):
     "What `cls` has from other classes of this library, as names that become links"
     bases = {o: public_methods(o) for o in cls.__mro__[1:] if o.__module__.startswith('ulmfit_ext')}
-    return [f'From `{o.__name__}`: ' + ', '.join(f'`{o.__name__}.{k}`' for k in found) for o,found in bases.items() if found]
+    def _names(name, found): return ', '.join(f'`{name}.{k}`' for k in found)
+    return [f'From `{o.__name__}`: {_names(o.__name__, found)}' if o.__name__[0]!='_' else f'Also: {_names(cls.__name__, found)}'
+            for o,found in bases.items() if found]
 
 # Commands
 

@@ -65,6 +65,11 @@ def one_fold(cells):
         else: res.append(c)
     return res
 
+def dots_an_inch(png):
+    "The resolution that a PNG says it was drawn at, in its chunk pHYs; 200 where it does not"
+    at = png.find(b'pHYs')
+    return 200 if at<0 else round(int.from_bytes(png[at+4:at+8], 'big')*0.0254)
+
 Figure = namedtuple('Figure', 'file alt target png')   # file in the gallery, what it shows, where it is drawn; `png`: its bytes, or None where the file is there
 
 class Page:
@@ -91,7 +96,7 @@ class Page:
             elif c.cell_type=='markdown':
                 above,c.source = c.source,not_code(myst, c.source)
                 self.pictures(c)
-                if mod and c.source.startswith('# '): c.source,mod = f'{c.source}\n\n`{mod}`',''
+                if mod and c.source.startswith('# '): c.source,mod = re.sub(r'\A# .+(\n+(>.*\n?)+)?', lambda m: f'{m[0].rstrip()}\n\n`{mod}`\n', c.source),''
                 yield c
             elif c.source.startswith('show_doc('): yield self.doc(c)
             elif d.keys() & {'export','exports','exporti'}:
@@ -114,7 +119,7 @@ class Page:
         alt,target = c.directives_.get('fig-alt') or plain(above),f'figure-{self.name}-{c.id}'.lower().replace('/', '-')
         for i,o in enumerate(outputs):
             png = b64decode(''.join(o['data']['image/png']))
-            width = int.from_bytes(png[16:20], 'big')*96/200   # drawn at 200 dots an inch: its points are points here, too
+            width = int.from_bytes(png[16:20], 'big')*96/dots_an_inch(png)   # its points are points here, too
             o['metadata'] = {'image/png': dict(width=round(width))}
             self.figures.append(Figure(f'/gallery/{target}-{i}.png', alt, f'#{target}', png))
         c.metadata['mystnb'] = dict(image=dict(alt=alt))
@@ -131,7 +136,8 @@ class Page:
         "An entry for what the cell `c` shows: a heading that links lead to, how it is called, its parameters, its methods"
         sym,name = eval(c.source, dict(self.ns, show_doc=lambda sym, name=None, **kwargs: (sym,name)))
         name = name or ast.unparse(ast.parse(c.source, mode='eval').body.args[0])
-        blocks = [f'{self.target(name)}### {name}']
+        heading = name.replace('__', r'\_\_')
+        blocks = [f'{self.target(name)}### {heading}']
         if sym in api.commands: blocks += api.command_entry(api.commands[sym])
         else: blocks += api.entry(sym, name)
         if inspect.isclass(sym):
