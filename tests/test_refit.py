@@ -73,6 +73,14 @@ def test_other_guesses_are_trained_anew(make, monkeypatch, capsys):
     make().fit(dict(n_epoch=0), how, refit=False).self_train(share=1.)
     assert 'Classifier of labels and guesses on disk' not in capsys.readouterr().out
 
+def test_more_labels_later(make, capsys):
+    "The same line with a longer table: its language models are kept, and texts without a label are guessed again"
+    make().fit(dict(n_epoch=1), how, refit=False, self_train=True)
+    u = make(75, go_on='auto')
+    assert 'Going on' in capsys.readouterr().out
+    u.fit(dict(n_epoch=1), how, refit=False, self_train=True)
+    assert 'after self-training' in capsys.readouterr().out and u.dls.n_unlabelled==60
+
 @pytest.mark.parametrize('kwargs,message', [
     (dict(unlabelled=None), 'there are none: give some as `unlabelled`'),
     (dict(label_delim=';'), 'for one label a text'),

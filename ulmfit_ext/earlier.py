@@ -168,9 +168,9 @@ def same_split(
     table:TableNote, # What is noted of the table
     df:pd.DataFrame, # The table
     seed:int, # Of the choice
-    valid_col=None, valid_pct=0.2, unlabelled=None, **kwargs # Arguments of `ulmfit_dls`
+    valid_col=None, valid_pct=0.2, **kwargs # Arguments of `ulmfit_dls`
 ) -> tuple: # The table with a column that holds out what was held out before, and arguments of `ulmfit_dls` that say so
-    "Where the user does not say what to hold out: the same texts. Texts without labels have been read, and are left out"
+    "Where the user does not say what to hold out: the same texts"
     held_out  = held_out_rows(before, table.texts, valid_pct, seed)
     of_labels = {o for o,label in zip(held_out, table.labels) if not no_label(label, kwargs.get('label_delim'))}
     if valid_col is not None or len(of_labels)<2: return df,dict(kwargs, valid_col=valid_col, valid_pct=valid_pct)
