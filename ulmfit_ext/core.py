@@ -45,7 +45,7 @@ _share   = lambda o: 0<o<1, 'a share between 0 and 1, such as 0.2'
 
 _rules = dict(
     bs=_whole(1), bptt=_whole(1), min_freq=_whole(0), emb_sz=_whole(1), n_hid=_whole(1), n_layers=_whole(1), drop_mult=_from_0,
-    valid_pct=_share)
+    valid_pct=_share, share=(lambda o: 0<o<=1, 'a share above 0, and at most 1'), most=_whole(1))
 _rules_or_none = dict(
     clas_bs=(_whole(2)[0], 'at least 2 (None: as bs), for batch norm needs two texts in a batch'),
     n_epoch=_whole(1), epochs_per_stage=_whole(1), factor=_above_0,

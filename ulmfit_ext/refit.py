@@ -34,10 +34,10 @@ def surest(
 
 # %% ../nbs/39_refit.ipynb #73ad2359
 def _unlabelled_rows(dls):
-    "Rows of the texts that have no label, without those that are held out too"
+    "Rows of the texts that have no label, in no other row either"
     def _text(i): return dls.ids[dls.offs[i]:dls.offs[i+1]].tobytes()
-    held = {_text(i) for i in dls.valid_idx}
-    return [i for i in np.setdiff1d(np.arange(len(dls.offs)-1), dls.labelled) if _text(i) not in held]
+    known = {_text(i) for i in dls.labelled}
+    return [i for i in np.setdiff1d(np.arange(len(dls.offs)-1), dls.labelled) if _text(i) not in known]
 
 def check_guessing(
     dls:UlmfitDls, # The texts of a run
@@ -49,7 +49,8 @@ def check_guessing(
         raise UlmfitError("Self-training is judged by held-out texts, and there are none: give a valid_col, "
                           "or call `self_train()` before `refit()`")
     if not _unlabelled_rows(dls):
-        raise UlmfitError("Self-training learns from texts without a label, and there are none: give some as `unlabelled`")
+        raise UlmfitError("Self-training learns from texts without a label, and there are none: "
+                          "give some as `unlabelled`, other than those with a label")
 
 # %% ../nbs/39_refit.ipynb #9a1f3531
 def some_guesses(
@@ -68,9 +69,8 @@ def guess_labels(
     share:float=0.25, # Of the texts without a label: the surest ones
     most:int=2000, # Guesses at most; where there are more texts than that takes, some are drawn
 ) -> tuple: # Rows, and the label of each
-    "Labels for texts that have none. Raises `UlmfitError` for a share that is none"
-    if not 0<share<=1: raise UlmfitError(f"share is {share!r}: give one above 0, and at most 1")
-    if not most>=1: raise UlmfitError(f"most is {most!r}: give a number of guesses")
+    "Labels for texts that have none. Raises `UlmfitError` for numbers that will not do"
+    check_numbers(share=share, most=most)
     rows = np.random.default_rng(0).permutation(_unlabelled_rows(dls))[:math.ceil(most/share)]
     outs,_ = read_texts(ens, [torch.from_numpy(dls.ids[dls.offs[i]:dls.offs[i+1]].astype(np.int64)) for i in rows])
     probs = answer_of(ens, outs)
