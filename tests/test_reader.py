@@ -1,4 +1,5 @@
 "Reading many texts: the same as fastai's encoder on each alone, whatever is read beside it"
+import os,subprocess,sys
 import numpy as np,pytest,torch
 from fastai.text.all import AWD_LSTM
 from ulmfit_ext.core import UlmfitError
@@ -72,3 +73,27 @@ def test_weights_are_read_and_left_alone():
     before = {k: v.clone() for k,v in awd.state_dict().items()}
     out = pooled(Reader(awd.state_dict()), docs_of(9, 20))
     assert not out.requires_grad and all(torch.equal(v, before[k]) for k,v in awd.state_dict().items())
+
+_forked = """
+import os,signal,time,torch
+from ulmfit_ext.reader import check_ids
+torch.set_num_threads(2)
+docs = [torch.arange(100)]*1000
+torch.zeros(10**6).add(1) # PyTorch's threads are there
+check_ids(docs, 100)
+if not (pid := os.fork()):
+    check_ids(docs, 100)
+    os._exit(0)
+for _ in range(100):
+    if os.waitpid(pid, os.WNOHANG)[0]: break
+    time.sleep(0.1)
+else:
+    os.kill(pid, signal.SIGKILL)
+    raise SystemExit('it waits for ever')
+"""
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks processes')
+def test_ids_are_checked_in_a_forked_process():
+    "As in a server that loads a model, and forks its workers then"
+    res = subprocess.run([sys.executable, '-c', _forked], capture_output=True, text=True)
+    assert res.returncode==0, res.stderr

@@ -7,6 +7,7 @@ __all__ = ['StepLSTM', 'TorchLSTM', 'layer_weights', 'Reader', 'check_ids']
 
 # %% ../nbs/30_reader.ipynb #99f5f9cf
 import functools,math
+import numpy as np
 import torch
 from torch.nn import functional as F
 from .core import *
@@ -153,12 +154,11 @@ def check_ids(
 ):
     "Raise `UlmfitError` that names an id of no word, and its text"
     if not docs: return
-    ids   = torch.cat(list(docs))
+    ids   = np.concatenate([o.cpu().numpy() for o in docs]) # PyTorch's threads would wait for ever in a forked process
     wrong = (ids<0)|(ids>=n_words)
     if not wrong.any(): return
-    at   = int(wrong.nonzero()[0])
-    ends = torch.tensor([len(o) for o in docs]).cumsum(0)
-    i    = int((ends<=at).sum())
+    at   = int(wrong.argmax())
+    i    = int((np.cumsum([len(o) for o in docs])<=at).sum())
     raise UlmfitError(f"text {i} (counted from 0) has the id {int(ids[at])}, and the vocabulary has {n_words:,} words, with the ids 0 to "
                       f"{n_words-1}: encode the texts with the vocabulary of this model")
 
