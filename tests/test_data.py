@@ -284,7 +284,7 @@ def test_test_dl_takes(dls, df):
 
 def test_every_text_in_every_epoch(tmp_path):
     for n,bs in ((50,64),(100,64),(129,64),(7,3)):
-        df = pd.DataFrame({'text': [f'w{i}' for i in range(n)]*2, 'label': ['a','b']*n, 'v': [False]*n+[True]*n})
+        df = pd.DataFrame({'text': [f'w{i}' for i in range(n)]*2, 'label': list(('ab'*n)[:n])*2, 'v': [False]*n+[True]*n})
         dl = ulmfit_dls(df, valid_col='v', path=tmp_path, min_freq=1, bs=bs).clas_fwd.train
         b = [x for x,_ in dl]
         assert sum(map(len, b)) >= n-1 and len({tuple(r) for x in b for r in x.tolist()}) >= n-1 and all(2 <= len(x) <= bs for x in b)

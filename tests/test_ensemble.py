@@ -438,7 +438,7 @@ def test_labels_that_look_like_a_class(ens):
         with pytest.warns(UserWarning, match='written otherwise than the classes they look like'): got = ens.validate(df=df.assign(label=df.label.map(change)))
         pd.testing.assert_frame_equal(got, want)
     with pytest.warns(UserWarning, match="'2.0' and '2'"): assert label_targets(['2.0','1'], ['1','2']).tolist()==[1,0]
-    with raises("first is '01'"): label_targets(['01'], ['1','2'])
+    with raises("the label '01' is not"): label_targets(['01'], ['1','2'])
 
 def test_classes_named_like_columns(tmp_path):
     ens = BidirEnsemble(learner(make_dls(tmp_path, make_df(classes=('label','text'))).clas_fwd))
@@ -479,7 +479,7 @@ def test_scores_of_a_table(ens, multi):
     t = make_topics(20)
     lists = t.assign(label=[[p for p in o.split(';') if p] for o in t.label])
     pd.testing.assert_frame_equal(multi.validate(df=t, label_delim=';'), multi.validate(df=lists))
-    with raises("first is 'meh'"): ens.validate(df=df.assign(label='meh'))
+    with raises("the label 'meh' is not"): ens.validate(df=df.assign(label='meh'))
     with raises('have no label'): ens.validate(df=df.assign(label=None))
     with raises('nothing to score'): ens.validate(df=df[:0])
 

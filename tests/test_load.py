@@ -71,7 +71,8 @@ def test_a_fork_while_another_thread_predicts(ens, saved, kind):
         while not stop.is_set(): model.get_preds(texts=[*texts, os.urandom(8).hex()], progress=False)
     def _same():
         new = model.get_preds(texts=['new'+os.urandom(4).hex()], progress=False)[0]
-        return new.isfinite().all() and torch.equal(model.get_preds(texts=texts, progress=False)[0], want)
+        now = model.get_preds(texts=texts, progress=False)[0] # by ONNX Runtime once there were 10,000 tokens
+        return new.isfinite().all() and torch.allclose(now, want, atol=1e-6)
     thread = threading.Thread(target=_busy)
     thread.start()
     try: codes = [in_a_fork(_same) for _ in range(5)]
@@ -111,7 +112,7 @@ ens,rng = load_ulmfit(sys.argv[1]),random.Random(0)
 def new(): return ' '.join(''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=rng.randint(4, 12))) for _ in range(8))
 def ask(n, step=100):
     for _ in range(0, n, step): ens.get_preds(texts=[new() for _ in range(step)], progress=False)
-ask(1000)
+ask(2000) # more than 10,000 tokens, so that ONNX Runtime has its copy
 before = resident()
 ask(int(sys.argv[3]))
 gc.collect()

@@ -19,6 +19,8 @@ from ulmfit_ext.report import report
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
 
+def same(a, b): return np.allclose(a, b, atol=1e-6) # ONNX Runtime and PyTorch differ in the last bits
+
 def tiny(**kwargs):
     return UlmfitClassifier(**{**dict(pretrained=None, config=size, directions='fwd', lm_epochs=0, epochs=1, recipe='together', refit=False, min_freq=1), **kwargs})
 
@@ -50,7 +52,7 @@ def test_what_takes_a_model_takes_the_estimator(fitted, df, tmp_path):
 def test_texts_as_they_come(fitted, df):
     want = fitted.predict_proba(df.text)
     for X in (df.text.tolist(), df.text.to_numpy(), df.text.to_numpy(str), df[['text']], df[['text']].to_numpy(), tuple(df.text)):
-        assert np.array_equal(fitted.predict_proba(X), want)
+        assert same(fitted.predict_proba(X), want)
 
 def test_silent_and_leaves_random_numbers_alone(df, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -65,14 +67,14 @@ def test_silent_and_leaves_random_numbers_alone(df, capsys, tmp_path, monkeypatc
     assert 'Classifier, forward' in capsys.readouterr().out
 
 def test_the_same_seed_is_the_same_model(fitted, df):
-    assert np.array_equal(clone(fitted).fit(df.text, df.label).predict_proba(df.text), fitted.predict_proba(df.text))
-    assert not np.array_equal(clone(fitted).set_params(seed=1).fit(df.text, df.label).predict_proba(df.text), fitted.predict_proba(df.text))
+    assert same(clone(fitted).fit(df.text, df.label).predict_proba(df.text), fitted.predict_proba(df.text))
+    assert not same(clone(fitted).set_params(seed=1).fit(df.text, df.label).predict_proba(df.text), fitted.predict_proba(df.text))
 
 @pytest.mark.parametrize('write', [lambda o, f: pickle.loads(pickle.dumps(o)), lambda o, f: copy.deepcopy(o), lambda o, f: (joblib.dump(o, f), joblib.load(f))[1],
                                    lambda o, f: UlmfitClassifier.load(o.save(f))], ids=['pickle','deepcopy','joblib','folder'])
 def test_comes_back(fitted, df, tmp_path, write):
     again = write(fitted, tmp_path/'model')
-    assert np.array_equal(again.predict_proba(df.text), fitted.predict_proba(df.text)) and again.classes_.tolist()==fitted.classes_.tolist()
+    assert same(again.predict_proba(df.text), fitted.predict_proba(df.text)) and again.classes_.tolist()==fitted.classes_.tolist()
 
 def test_a_pickle_is_the_model_folder(fitted, tmp_path):
     held = fitted.__getstate__()['ensemble_']
@@ -106,7 +108,7 @@ def test_a_folder_keeps_what_was_trained(df, tmp_path, capsys):
     clf = tiny(path=tmp_path/'run', verbose=True, lm_epochs=1)
     a = clf.fit(df.text, df.label).predict_proba(df.text)
     capsys.readouterr()
-    assert np.array_equal(clone(clf).fit(df.text, df.label).predict_proba(df.text), a)
+    assert same(clone(clf).fit(df.text, df.label).predict_proba(df.text), a)
     assert capsys.readouterr().out.count('on disk')==2 and load_ulmfit(tmp_path/'run'/'model').classes==['neg','pos']
 
 def test_unlabelled_texts_are_read(df, capsys):
@@ -149,7 +151,7 @@ def test_pipeline(df):
     pipe = make_pipeline(texts, tiny()).fit(df.text, df.label)
     assert pipe.score(df.text, df.label)>.7 and pipe.classes_.tolist()==['neg','pos']
     of_column = make_pipeline(make_column_transformer(('passthrough', ['text'])), tiny()).fit(df, df.label)
-    assert np.array_equal(of_column.predict_proba(df), tiny().fit(df.text, df.label).predict_proba(df.text))
+    assert same(of_column.predict_proba(df), tiny().fit(df.text, df.label).predict_proba(df.text))
 
 def test_cleanlab(df):
     pytest.importorskip('cleanlab')
