@@ -74,7 +74,7 @@ _facts |= dict(
     size        = _Facts(choices='paper small tiny', more="If not given: small. paper needs a GPU"),
     directions  = _Facts(choices='both fwd bwd', library='directions', more="The mean of both is mostly better than either, "
                          "and takes twice as long"),
-    quantize    = _Facts(library='quantize', more="A single text about ten times as fast, many hardly; probabilities differ a little"),
+    quantize    = _Facts(library='quantize', more="Several times as fast; probabilities differ a little"),
     bf16        = _Facts(more="Faster where the processor can (AMX, AVX-512 BF16), and on a GPU"),
     minutes     = _Facts('MINUTES', least=0.01),
     schedule    = _Facts(choices='one_cycle stlr'),
