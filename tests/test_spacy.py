@@ -178,7 +178,7 @@ def test_errors_go_to_the_handler(saved, monkeypatch):
 def test_bytes_of_a_model(saved):
     ens  = load_ulmfit(saved)
     data = pack_ulmfit(ens)
-    assert torch.equal(unpack_ulmfit(data).get_preds(texts=texts)[0], ens.get_preds(texts=texts)[0])
+    assert torch.allclose(unpack_ulmfit(data).get_preds(texts=texts)[0], ens.get_preds(texts=texts)[0], atol=1e-6)
 
 def zipped(**files):
     import io,zipfile
