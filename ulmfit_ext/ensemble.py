@@ -190,8 +190,8 @@ def _loaders(self:BidirEnsemble, ds_idx):
 def _ask(self:BidirEnsemble, ids, progress=False):
     "Each voice's outputs, of texts whose ids are given by direction; counted words come first"
     outs,model = {},self.first
-    for way,o in ids.items(): check_ids(o, len(self.models[way].module[0].module.encoder.weight))
     if self.words is not None:
+        check_ids(ids[model.direction], len(model.module[0].module.encoder.weight)) # a `Predictor` does by itself
         vocab,step = model.processor.vocab,-1 if model.backwards else 1
         docs = [[vocab[i] for i in o.tolist()[::step] if i!=model.pad_idx] for o in ids[model.direction]]
         outs['words'] = self.words.logits(docs)

@@ -91,13 +91,14 @@ def from_ids(self:Predictor,
     "The model's outputs before softmax or sigmoid, for texts that have been encoded"
     docs  = [torch.as_tensor(o, dtype=torch.long).as_subclass(torch.Tensor) for o in ids]
     docs  = [o[o!=self.model.pad_idx] for o in docs]
-    check_ids(docs, len(self.model.module[0].module.encoder.weight))
     n_tokens = sum(map(len, docs))
     ticks = _ticks(len(docs), progress and self.model.shows_bars and n_tokens>10_000)
     def _done(n):
         for _ in range(n): next(ticks)
     session = self._session_for(n_tokens)
-    if session: res = torch.from_numpy(session.logits([o.cpu().numpy() for o in docs], _done))
+    if session:
+        check_ids(docs, len(self.model.module[0].module.encoder.weight)) # as a `Reader` does by itself
+        res = torch.from_numpy(session.logits([o.cpu().numpy() for o in docs], _done))
     else:
         with self.model.predicting() as module: res = self._read(module, docs, _done)
     for _ in ticks: pass # a bar goes away at its end
