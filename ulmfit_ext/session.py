@@ -6,8 +6,7 @@
 __all__ = ['GraphSession']
 
 # %% ../nbs/31_session.ipynb #d7a79762
-import itertools,math,os,threading
-from concurrent.futures import ThreadPoolExecutor
+import itertools,os
 import numpy as np
 from .core import *
 from .core import patch
@@ -21,7 +20,7 @@ class GraphSession:
     "One direction of a classifier, read by ONNX Runtime"
     def __init__(self,
         graph, # What `onnx_graph` gave, or a file that holds it
-        threads:int=None, # Texts are read by so many at a time; None: one a processor core
+        threads:int=None, # Processor cores that read; None: all that this process may use
     ):
         "Raises `UlmfitError` where onnxruntime is missing or cannot read the graph"
         self.graph   = graph if isinstance(graph, bytes) else str(graph)
@@ -36,7 +35,7 @@ class GraphSession:
         except ImportError: raise UlmfitError("the package onnxruntime is missing: pip install onnxruntime") from None
         options = ort.SessionOptions()
         options.log_severity_level   = 3 # errors
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = self.threads
         try: self.session = ort.InferenceSession(self.graph, options, providers=['CPUExecutionProvider'])
         except Exception as e: # ONNX Runtime's have no class in common
             name = 'the graph' if isinstance(self.graph, bytes) else self.graph
@@ -60,12 +59,12 @@ class GraphSession:
         return logits,dict(zip(known, after))
 
 # %% ../nbs/31_session.ipynb #1b6eb48f
-_rows,_steps = 64,24 # texts that a thread reads side by side, and tokens that it reads of each at a time
+_rows,_steps = 48,24 # texts read side by side, for each thread, and tokens read of each at a time
 
 @patch
 def read_together(self:GraphSession,
     docs:list, # Arrays of ids
-    queue, # Iterator over positions in `docs`, which several threads may share
+    queue, # Iterator over positions in `docs`
     n_rows:int, # Texts read side by side
 ):
     "Read the next of `docs` side by side until there are no more. Yields positions of texts that have ended, and their outputs"
@@ -96,16 +95,9 @@ def logits(self:GraphSession,
     "The outputs for each of `docs`, in their order. Raises `UlmfitError` where they are no numbers"
     res   = np.zeros((len(docs), self.n_classes), np.float32)
     queue = iter(sorted(range(len(docs)), key=lambda i: -len(docs[i])))
-    n,lock = min(self.threads, len(docs)),threading.Lock()
-    def _read():
-        for at,logits in self.read_together(docs, queue, min(_rows, math.ceil(len(docs)/n/2))):
-            res[at] = logits
-            with lock: done and done(len(at))
-    if n==1: _read()
-    elif n:
-        with ThreadPoolExecutor(n) as pool:
-            try: [o.result() for o in [pool.submit(_read) for _ in range(n)]]
-            finally: list(queue) # after an error, or Ctrl-C, no thread takes another text
+    for at,logits in self.read_together(docs, queue, _rows*self.threads):
+        res[at] = logits
+        if done: done(len(at))
     if (np.abs(res)<1e30).all(): return res
     raise UlmfitError("What the model says of these texts is no number: its weights are damaged. Copy it again")
 
