@@ -7,9 +7,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import make_pipeline,make_union
 from made_up import make_texts
 from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.counts import char_ngrams,words_of
 from ulmfit_ext.mixture import equal_mixture,fit_mixture,mean_logits,together
 from ulmfit_ext.scores import verdict
 from ulmfit_ext.text.tables import read_table,sample_table
@@ -17,6 +18,7 @@ from ulmfit_ext.words import BagOfWords,learning_curve,next_doubling
 
 def raises(match): return pytest.raises(UlmfitError, match=match)
 def tfidf(**kwargs): return TfidfVectorizer(ngram_range=(1,2), sublinear_tf=True, token_pattern=r'\w+|[^\w\s]', **kwargs)
+def ngrams(lowercase): return TfidfVectorizer(analyzer=lambda text: [o for w in words_of(text, lowercase) for o in char_ngrams(w)], sublinear_tf=True)
 def close(a, b): np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
 
 scripts = ['İstanbul’da ǅ ǆ', 'Straße STRASSE ß', 'naïve cafe\u0301 café', '日本語 の テキスト。', 'ไทย ภาษา', 'हिन्दी में', 'א ב ג', '😀 👩‍👩‍👧 !!', 'ﬁ ½ ② Ⅷ', 'a\u00a0b\u2028c\td',
@@ -31,7 +33,7 @@ def sample(): return sample_table()
 def test_equal_to_sklearn(sample, classes):
     "Choices and probabilities are those of a grid search, for two classes and for six"
     df = sample_table(300, classes)
-    bag = BagOfWords.fit(df.text, df.label)
+    bag = BagOfWords.fit(df.text, df.label, chars=False)
     grid = dict(tfidfvectorizer__lowercase=[True,False], logisticregression__C=[0.3, 1, 3, 10, 30])
     search = GridSearchCV(make_pipeline(tfidf(), LogisticRegression(max_iter=1000)), grid, cv=5).fit(df.text, df.label)
     scored = dict(zip([(o['logisticregression__C'],o['tfidfvectorizer__lowercase']) for o in search.cv_results_['params']], search.cv_results_['mean_test_score']))
@@ -40,6 +42,25 @@ def test_equal_to_sklearn(sample, classes):
     more = [*sample.text[-50:], *scripts]
     close(bag.logits(more).softmax(1), theirs.predict_proba(more))
     assert bag.predict(more)==list(theirs.predict(more)) and bag.classes==list(theirs.classes_)
+
+def test_equal_to_sklearn_with_character_ngrams(sample):
+    "The two kinds of terms are two vectorizers put beside each other, each of length one"
+    bag = BagOfWords.fit(sample.text[:300], sample.label[:300])
+    terms = make_union(tfidf(lowercase=bag.lowercase), ngrams(bag.lowercase))
+    theirs = make_pipeline(terms, LogisticRegression(C=bag.choices['C'], max_iter=1000)).fit(sample.text[:300], sample.label[:300])
+    more = [*sample.text[300:], *scripts]
+    close(bag.logits(more).softmax(1), theirs.predict_proba(more))
+    assert bag.chars.sum()==len(terms.transformer_list[1][1].vocabulary_)
+
+def test_character_ngrams_help_with_words_that_are_new():
+    texts,labels = ['boring boredom tedious']*6 + ['enjoyed joyful delight']*6,['bad']*6 + ['good']*6
+    assert BagOfWords.fit(texts, labels).predict(['bored', 'enjoyable', 'tediously'])==['bad','good','bad']
+    assert (BagOfWords.fit(texts, labels, chars=False).logits(['bored', 'enjoyable'])==BagOfWords.fit(texts, labels, chars=False).bias).all()
+
+def test_so_many_words_and_as_many_ngrams(sample):
+    bag = BagOfWords.fit(sample.text[:100], sample.label[:100], max_terms=70)
+    assert (bag.chars.sum(),(~bag.chars).sum())==(70,70)
+    assert not any(o.startswith(' ') for o in bag.telling(bag.classes[0], 100))
 
 @pytest.mark.parametrize('lowercase', [True,False])
 def test_equal_on_every_script(lowercase):
@@ -53,7 +74,7 @@ def test_equal_on_every_script(lowercase):
 
 def test_equal_where_terms_are_left_out(sample):
     df  = sample[:300]
-    bag = BagOfWords.fit(df.text, df.label, max_terms=500)
+    bag = BagOfWords.fit(df.text, df.label, max_terms=500, chars=False)
     assert len(bag.number)==500
     df_of = tfidf(lowercase=bag.lowercase).fit(df.text)
     n_docs = dict(zip(df_of.get_feature_names_out(), (df_of.transform(df.text)>0).sum(0).A1))
@@ -68,7 +89,7 @@ def make_topics(n=80):
 
 def test_several_labels():
     texts,labels = make_topics()
-    bag  = BagOfWords.fit(texts, labels, multi=True)
+    bag  = BagOfWords.fit(texts, labels, multi=True, chars=False)
     ones = [[int(c in o) for c in 'xyz'] for o in labels]
     theirs = make_pipeline(tfidf(lowercase=bag.lowercase), OneVsRestClassifier(LogisticRegression(C=bag.choices['C'], max_iter=1000))).fit(texts, np.array(ones))
     close(bag.logits(texts).sigmoid(), theirs.predict_proba(texts))
@@ -221,7 +242,8 @@ def test_trec6():
 def test_more_labels_help_or_do_not():
     rng = np.random.default_rng(0)
     labels = list(rng.integers(0, 2, 160))
-    texts  = [' '.join(f'w{y}{i}' for i in rng.integers(0, 150, 2)) for y in labels] # rare words: each label tells of some more
+    vocab  = np.array([''.join(rng.choice([*'abcdefghijklmnop'], 8)) for _ in range(300)]).reshape(2, 150)
+    texts  = [' '.join(vocab[y, rng.integers(0, 150, 2)]) for y in labels] # rare words: each label tells of some more
     curve  = learning_curve(texts, labels)
     assert list(curve)==[.25,.5,1.] and curve[.25]<curve[1.]
     assert next_doubling({.5:.7,1.:.75}, 3000).startswith('Twice as many labels may bring about 5 points: ')

@@ -10,6 +10,7 @@ import html
 import numpy as np,pandas as pd,torch
 from .core import *
 from .core import patch
+from .counts import *
 from .mixture import *
 from .reader import *
 from .model import *
@@ -78,12 +79,13 @@ def _word_parts(words, tokens, pull):
     res = np.zeros(len(tokens))
     read  = [o.lower() for o in tokens] if words.lowercase else tokens
     terms = [*[(o, (i,)) for i,o in enumerate(read)], *[(f'{a} {b}', (i,i+1)) for i,(a,b) in enumerate(zip(read, read[1:]))]]
+    if words.chars.any(): terms += [(o, (i,)) for i,word in enumerate(read) for o in char_ngrams(word)]
     known = [(words.number[o], at) for o,at in terms if o in words.number]
     if not known: return torch.from_numpy(res)
     numbers,counts = np.unique([i for i,_ in known], return_counts=True)
-    tfidf = (1+np.log(counts))*words.idf[numbers].double().numpy()
+    tfidf = weigh_terms(numbers, 1+np.log(counts), np.array([0,len(numbers)]), words.idf.double().numpy(), words.chars)
     coef  = (words.coef[numbers].double()@pull.double().cpu()).numpy()
-    value = dict(zip(numbers, tfidf/np.linalg.norm(tfidf)*coef/counts)) # of each occurrence
+    value = dict(zip(numbers, tfidf*coef/counts)) # of each occurrence
     for i,at in known: res[list(at)] += value[i]/len(at)
     return torch.from_numpy(res)
 

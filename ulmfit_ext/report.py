@@ -64,8 +64,8 @@ def tfidf_baseline(
     test_texts,   # Texts to test on
     test_labels,  # Their labels
 ) -> tuple: # Fraction of the test texts that it gets wrong; its predictions, as an array
-    "Error of a `BagOfWords` on the test texts"
-    preds = np.asarray(BagOfWords.fit(train_texts, train_labels, max_terms=None).predict(test_texts))
+    "Error of a `BagOfWords`, of words and pairs alone, on the test texts"
+    preds = np.asarray(BagOfWords.fit(train_texts, train_labels, max_terms=None, chars=False).predict(test_texts))
     return float((preds!=np.asarray(list(test_labels))).mean()), preds
 
 # %% ../nbs/35_report.ipynb #743df59d
@@ -76,11 +76,11 @@ def baseline_scores(
     text_col:str='text', # Column that holds the texts, in both tables
     label_col:str='label', # Column that holds the labels, in both tables
 ) -> list: # A table of one row, 'TF-IDF', with columns 'accuracy' and 'F1': for the validation texts and, where given, for `tests`
-    "How good a `BagOfWords` is with the training texts of `dls`. Raises `UlmfitError` where a text can have several labels"
+    "How good a `BagOfWords` of words and pairs is with the training texts of `dls`. Raises `UlmfitError` where a text can have several labels"
     if dls.multi: raise UlmfitError('The baseline is for one label a text, and here a text may have several')
     def _texts(table): return [as_text(o) for o in table[text_col]]
     def _rows(idxs): return _texts(df.iloc[idxs]),[dls.y[i] for i in idxs]
-    model = BagOfWords.fit(*_rows(dls.train_idx), max_terms=None)
+    model = BagOfWords.fit(*_rows(dls.train_idx), max_terms=None, chars=False)
     sets  = [_rows(dls.valid_idx)]
     if tests is not None:
         targs = label_targets(tests[label_col], dls.classes)   # read as the model's are
