@@ -750,6 +750,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ulmfit_ext.data.UlmfitDls.lm_bwd': ('data.html#ulmfitdls.lm_bwd', 'ulmfit_ext/data.py'),
                                  'ulmfit_ext.data.UlmfitDls.lm_fwd': ('data.html#ulmfitdls.lm_fwd', 'ulmfit_ext/data.py'),
                                  'ulmfit_ext.data.UlmfitDls.sha256': ('data.html#ulmfitdls.sha256', 'ulmfit_ext/data.py'),
+                                 'ulmfit_ext.data.UlmfitDls.text_ids': ('data.html#ulmfitdls.text_ids', 'ulmfit_ext/data.py'),
                                  'ulmfit_ext.data.UlmfitDls.tokens': ('data.html#ulmfitdls.tokens', 'ulmfit_ext/data.py'),
                                  'ulmfit_ext.data.UlmfitDls.with_guesses': ('data.html#ulmfitdls.with_guesses', 'ulmfit_ext/data.py'),
                                  'ulmfit_ext.data.UlmfitDls.with_split': ('data.html#ulmfitdls.with_split', 'ulmfit_ext/data.py'),

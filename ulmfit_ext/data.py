@@ -78,7 +78,7 @@ def _make_lm(self:UlmfitDls, backwards):
 @patch
 def _make_clas(self:UlmfitDls, backwards):
     if self.classes is None: raise UlmfitError('there are no labels, so no classifier: call ulmfit_dls with a label_col')
-    items  = [self.ids[self.offs[i]:self.offs[i+1]] for i in self.labelled]
+    items  = [self.text_ids(i) for i in self.labelled]
     labels = [self.y[i] for i in self.labelled]
     splits = [list(np.searchsorted(self.labelled, rows)) for rows in (self.train_idx,self.valid_idx)]
     return clas_dls(items, labels, splits, self.processor, self.classes, self.multi, backwards,
@@ -119,11 +119,18 @@ def sha256(self:UlmfitDls) -> str: # 64 hexadecimal digits
     return h.hexdigest()
 
 @patch
+def text_ids(self:UlmfitDls,
+    row:int, # Its number
+) -> np.ndarray: # Shape (tokens,)
+    "The ids of the text in `row`, forward"
+    return self.ids[self.offs[row]:self.offs[row+1]]
+
+@patch
 def tokens(self:UlmfitDls,
     rows, # Their numbers
 ) -> list: # A list of tokens for each
     "The tokens of the texts in `rows`"
-    return [[self.vocab[j] for j in self.ids[self.offs[i]:self.offs[i+1]].tolist()] for i in rows]
+    return [[self.vocab[j] for j in self.text_ids(i).tolist()] for i in rows]
 
 # %% ../nbs/15_data.ipynb #4be38868
 def lm_streams(

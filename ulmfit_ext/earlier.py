@@ -140,7 +140,8 @@ def go_on_from(
     names = before.start if same else before.lms
     if before.folders(names, sides) is None:
         if not always: return None,{}
-        print('Going on: recipe and held-out texts stay; there are no fine-tuned language models')
+        there = same and before.folders(before.lms, sides) # `fit_lm` finds them
+        print('Going on: recipe and held-out texts stay' + ('' if there else '; there are no fine-tuned language models'))
         return before,{}
     n,m = int(np.isin(table.read, before.read).sum()),len(table.read)
     if not (same or always) and 2*n<m:

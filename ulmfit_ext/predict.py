@@ -89,8 +89,10 @@ def from_ids(self:Predictor,
     progress:bool=True, # Show a bar if there is enough to do?
 ) -> torch.Tensor: # Shape (number of texts, number of classes), on the CPU
     "The model's outputs before softmax or sigmoid, for texts that have been encoded"
-    docs  = [torch.as_tensor(o, dtype=torch.long).as_subclass(torch.Tensor) for o in ids]
-    docs  = [o[o!=self.model.pad_idx] for o in docs]
+    def _words(o):
+        o = torch.as_tensor(o, dtype=torch.long).cpu().numpy() # in a forked process PyTorch's threads would wait for ever
+        return torch.from_numpy(o[o!=self.model.pad_idx])
+    docs  = [_words(o) for o in ids]
     n_tokens = sum(map(len, docs))
     ticks = _ticks(len(docs), progress and self.model.shows_bars and n_tokens>10_000)
     def _done(n):
@@ -98,7 +100,7 @@ def from_ids(self:Predictor,
     session = self._session_for(n_tokens)
     if session:
         check_ids(docs, len(self.model.module[0].module.encoder.weight)) # as a `Reader` does by itself
-        res = torch.from_numpy(session.logits([o.cpu().numpy() for o in docs], _done))
+        res = torch.from_numpy(session.logits([o.numpy() for o in docs], _done))
     else:
         with self.model.predicting() as module: res = self._read(module, docs, _done)
     for _ in ticks: pass # a bar goes away at its end

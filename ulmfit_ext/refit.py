@@ -35,7 +35,7 @@ def surest(
 # %% ../nbs/39_refit.ipynb #73ad2359
 def _unlabelled_rows(dls):
     "Rows of the texts that have no label, in no other row either"
-    def _text(i): return dls.ids[dls.offs[i]:dls.offs[i+1]].tobytes()
+    def _text(i): return dls.text_ids(i).tobytes()
     known = {_text(i) for i in dls.labelled}
     return [i for i in np.setdiff1d(np.arange(len(dls.offs)-1), dls.labelled) if _text(i) not in known]
 
@@ -72,7 +72,7 @@ def guess_labels(
     "Labels for texts that have none. Raises `UlmfitError` for numbers that will not do"
     check_numbers(share=share, most=most)
     rows = np.random.default_rng(0).permutation(_unlabelled_rows(dls))[:math.ceil(most/share)]
-    outs,_ = read_texts(ens, [torch.from_numpy(dls.ids[dls.offs[i]:dls.offs[i+1]].astype(np.int64)) for i in rows])
+    outs,_ = read_texts(ens, [torch.from_numpy(dls.text_ids(i).astype(np.int64)) for i in rows])
     probs = answer_of(ens, outs)
     sure  = surest(probs, share)[:most]
     return agreed((rows[sure], [dls.classes[i] for i in probs[sure].argmax(1)]))

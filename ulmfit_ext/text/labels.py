@@ -109,9 +109,10 @@ def visible(
     return ' '.join(unicodedata.normalize('NFC', t).split())
 
 # %% ../../nbs/11_text.labels.ipynb #39084506
-def _folded(name):
-    "A label without what is often written in two ways; between digits all counts"
-    t = ''.join(c for c in unicodedata.normalize('NFKD', name) if not '\u0300'<=c<='\u036f').casefold()
+def _folded(name, accents=False):
+    "A label without what is often written in two ways, `accents` or not; between digits all counts"
+    t = unicodedata.normalize('NFKD', name).casefold()
+    if not accents: t = ''.join(c for c in t if not '\u0300'<=c<='\u036f')
     return re.sub(r'\s+' if any(map(str.isdigit, t)) else r'[\s_-]+', '', t) or t
 
 def _edits(a, b, most):
@@ -168,7 +169,9 @@ def label_slips(
     def _is_rare(o, other): return counts[o]<=2 and counts[other]>=10*counts[o]
     for o in by_count:
         other = seen.setdefault(_folded(o), o)
-        if other!=o and (len(_folded(o))>2 or _is_rare(o, other)): res[o] = other
+        if other==o: continue
+        is_word = _folded(o, True)!=_folded(other, True) and counts[other]<10*counts[o] # as Zählung and Zahlung
+        if _is_rare(o, other) or (len(_folded(o))>2 and not is_word): res[o] = other
     most = max(counts.values(), default=0)
     for n in (1,2):
         if most<10*n: continue
