@@ -6,7 +6,7 @@
 __all__ = ['BagOfWords', 'learning_curve', 'next_doubling', 'held_out_logits', 'held_out_words']
 
 # %% ../nbs/24_words.ipynb #c7346625
-import json,math,warnings
+import itertools,json,math,warnings
 from pathlib import Path
 import numpy as np,torch
 from torch.nn import functional as F
@@ -170,8 +170,10 @@ def _found_classes(labels, multi):
 def _choose(texts, targs, multi, most, weights, chars):
     "Terms and counts, capitals made small or not, `C` and its accuracy when cross-validated"
     from scipy.sparse import csr_matrix
-    cases,found = ([True,False] if texts and not isinstance(texts[0], (list,tuple)) else [False]),[]
-    for lowercase in cases:
+    cases = [True,False] if texts and not isinstance(texts[0], (list,tuple)) else [False]
+    kinds = [chars] if chars is not None else [True,False] if _few(texts) else [False]
+    found = []
+    for lowercase,chars in itertools.product(cases, kinds):
         number = {}
         terms,counts,starts = count_terms(texts, lowercase, number, learn=True, chars=chars)
         X   = csr_matrix((counts, terms, starts), shape=(len(texts), len(number)))
@@ -189,7 +191,7 @@ def fit(cls:BagOfWords,
     multi:bool=False, # Can a text have several labels?
     max_terms:int=100_000, # Keep so many words and pairs at most, and as many n-grams; with many classes fewer: 4 million coefficients; None: all
     balance:bool=False, # Give each class the same weight, however rare it is?
-    chars:bool=None, # Count character n-grams too? None: in texts of up to two million words in all
+    chars:bool=None, # Count character n-grams too? None: what is better, in texts of up to two million words in all
 ) -> BagOfWords:
     "Train. Raises `UlmfitError` where there is no text, or labels do not go with texts and classes"
     from threadpoolctl import threadpool_limits
@@ -202,7 +204,7 @@ def fit(cls:BagOfWords,
     weights = _weights(targs, multi, balance)
     most  = max_terms and min(max_terms, 4_000_000//len(classes))
     with threadpool_limits(1): # more threads only wait for each other here
-        terms,counts,lowercase,C,accuracy = _choose(texts, targs, multi, most, weights, _few(texts) if chars is None else chars)
+        terms,counts,lowercase,C,accuracy = _choose(texts, targs, multi, most, weights, chars)
         keep = _keep(counts, most, are_chars(terms))
         counts,terms = counts[:,keep],[terms[i] for i in keep]
         idf  = _fit_idf(counts)
