@@ -236,15 +236,17 @@ def learning_curve(
     texts,labels = list(texts),list(labels)
     if len(texts)>5000: return {} # that would take minutes
     order = np.random.default_rng(seed).permutation(len(texts))
-    def _accuracy(rows):
-        return BagOfWords.fit([texts[i] for i in rows], [labels[i] for i in rows], classes, multi, balance=balance).choices['cv_accuracy']
-    curve = {}
-    for n_parts in (4,2,1):
+    def _fit(rows, chars=None):
+        return BagOfWords.fit([texts[i] for i in rows], [labels[i] for i in rows], classes, multi, balance=balance, chars=chars)
+    if len(texts)<20: return {}
+    whole,curve = _fit(order),{}
+    for n_parts in (4,2):
         parts = np.array_split(order, n_parts)
         if len(parts[-1])<20: continue
-        found = [_accuracy(o) for o in (parts if len(texts)<1000 else parts[:1])]
+        found = [_fit(o, bool(whole.chars.any())).choices['cv_accuracy'] for o in (parts if len(texts)<1000 else parts[:1])]
         if None not in found: curve[1/n_parts] = float(np.mean(found))
-    return curve
+    accuracy = whole.choices['cv_accuracy']
+    return curve if accuracy is None else {**curve, 1.: accuracy}
 
 @patch
 def remember(self:BagOfWords,
