@@ -11,11 +11,7 @@ import numpy as np
 from .core import *
 from .core import patch
 
-# %% ../nbs/31_session.ipynb #c428b163
-def _cores():
-    "Processor cores that this process may use"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
+# %% ../nbs/31_session.ipynb #35538820
 _sessions = weakref.WeakSet()
 
 def _keep_inherited():
@@ -24,6 +20,11 @@ def _keep_inherited():
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_keep_inherited)
 
+def _cores():
+    "Processor cores that this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+# %% ../nbs/31_session.ipynb #c428b163
 class GraphSession:
     "One direction of a classifier, read by ONNX Runtime"
     def __init__(self,
