@@ -189,7 +189,7 @@ def fit(cls:BagOfWords,
     labels, # The label of each; with `multi` a list of them
     classes:list=None, # In the order of the outputs; None: those of `labels`, sorted
     multi:bool=False, # Can a text have several labels?
-    max_terms:int=100_000, # Keep so many words and pairs at most, and as many n-grams; with many classes fewer: 4 million coefficients; None: all
+    max_terms:int=100_000, # Most words and pairs, and most n-grams; with many classes fewer: 4 million coefficients of each; None: all
     balance:bool=False, # Give each class the same weight, however rare it is?
     chars:bool=None, # Count character n-grams too? None: what is better, in texts of up to two million words in all
 ) -> BagOfWords:
