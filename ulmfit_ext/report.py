@@ -354,7 +354,7 @@ def save_confusion(
 def _validation_texts(ulmfit):
     "The validation texts, as far as the tokens tell them"
     dls = ulmfit.dls
-    return [dls.processor.decode(dls.text_ids(i)) for i in dls.valid_idx]
+    return [dls.processor.tokenizer.join(o) for o in dls.tokens(dls.valid_idx)]
 
 def _validation_title(model, n):
     return f'Validation, {n:,} texts' + (', before all labels were learned from' if getattr(model, 'held_out', None) else '')
