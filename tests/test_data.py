@@ -36,6 +36,17 @@ def test_vocab_given(df, tmp_path):
     assert d.vocab==v==text_setup(d.lm_bwd).vocab==text_setup(d.clas_fwd).vocab
     with fails('put them first'): ulmfit_dls(df, path=tmp_path, vocab=['cat','dog'])
 
+def test_tokens_also_of_words_that_the_vocabulary_does_not_hold(df, tmp_path):
+    "Of each row, in any order, also after a split and with guesses"
+    v = defaults.text_spec_tok + ['cat','dog']
+    d = ulmfit_dls(df, path=tmp_path, vocab=v, unlabelled=['a zebra or a cat', ''])
+    texts = [*df.text, 'a zebra or a cat', '']
+    want  = d.processor.tokenize(texts)
+    rows  = [len(df), 3, 0, len(df)+1]
+    for o in (d, d.with_split([0,1], [2]), d.with_guesses([len(df)], [d.classes[0]])):
+        assert o.tokens(rows)==[want[i] for i in rows]
+        assert o.unknown(rows)==[[w for w in want[i] if w not in v] for i in rows]
+
 def test_all_rare_words(tmp_path):
     df = pd.DataFrame({'text': ['one two','three four','five six','seven eight'], 'label': list('abab')})
     with pytest.warns(UserWarning, match='min_freq'): d = ulmfit_dls(df, path=tmp_path, valid_pct=.5, bs=2)

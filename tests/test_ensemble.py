@@ -619,7 +619,7 @@ def test_a_third_voice(ens):
     outs,targs = three.answers(df)
     assert list(outs)==['words','forward','backward']
     proc = ens.fwd.dls.processor
-    close(outs['words'], bag.logits([[proc.vocab[i] for i in o] for o in proc.encode(df.text)]))
+    close(outs['words'], bag.logits(proc.tokenize(df.text)))
     close(three.get_preds(texts=df.text)[0], sum(o.softmax(1) for o in outs.values())/3)
     res = three.validate(df)
     assert list(res.index)==['words','forward','backward','both','all']
@@ -629,6 +629,18 @@ def test_a_third_voice(ens):
     assert list(three.show_results(2).columns)==['text','target','words','forward','backward','both','all'] and 'words' in repr(three)
     label,_,probs = three.predict(df.text[0])
     close(probs, three.get_preds(texts=[df.text[0]])[0][0]); assert label==three.classes[probs.argmax()]
+
+def test_counted_words_read_what_the_vocabulary_does_not_hold(ens):
+    "A new word of a known stem has character n-grams that speak"
+    vocab = ens.fwd.dls.vocab[0]
+    texts = [f'the film was {o}' for o in ('wonderful','dreadful')]*6
+    bag   = BagOfWords.fit([o.split() for o in texts], ['pos','neg']*6, ens.classes, chars=True)
+    three = BidirEnsemble(ens.fwd, ens.bwd, words=bag)
+    new   = ['wonderfully','dreadfully']
+    assert not set(new) & set(vocab)
+    pos = three.voices(new)['words'][:,three.classes.index('pos')]
+    assert pos[0]>.6 and pos[1]<.4
+    assert three.explain('so wonderfully', 'pos').table.set_index('token').contribution['wonderfully']>.1
 
 @pytest.mark.parametrize('side', ['fwd','bwd'])
 def test_a_set_and_its_texts_give_the_same(dls, ens, side):

@@ -338,12 +338,18 @@ def test_words_go_along(three, ens, tmp_path):
     path = three.save(tmp_path/'m')
     assert {o.name for o in path.iterdir()}=={'config.json','vocab.json','fwd.safetensors','bwd.safetensors','words.json','words.safetensors'}
     new,config = load_ulmfit(path),json.loads((path/'config.json').read_text())
-    assert same(new, three) and new.mixture==three.mixture and config['format']==2 and {'words.json','words.safetensors'}<set(config['sha256'])
+    assert same(new, three) and new.mixture==three.mixture and config['format']==3 and {'words.json','words.safetensors'}<set(config['sha256'])
     assert same(load_ulmfit(new.save(tmp_path/'again')), three)
     new.mixture = None
     assert same(load_ulmfit(new.save(tmp_path/'again')), new)
     ens.save(path)
     assert load_ulmfit(path).words is None and not (path/'words.json').exists() and json.loads((path/'config.json').read_text())['format']==1
+
+def test_a_version_without_ngrams_is_told(three, tmp_path, monkeypatch):
+    "It would count words and pairs alone, and answer otherwise"
+    path = BidirEnsemble(three.fwd, three.bwd, words=BagOfWords.fit([['good','film'],['bad','film']], three.classes)).save(tmp_path/'m')
+    monkeypatch.setattr('ulmfit_ext.folder._format', 2)
+    with pytest.raises(UlmfitError, match='is a model of format 3, and this version .* upgrade'): load_ulmfit(path)
 
 def mix(**new):
     def _f(d):

@@ -235,8 +235,7 @@ def test_what_counts_says_is_exact():
     ens = BidirEnsemble(learn, words=bag)
     ens.mixture = type(ens.weigh().mixture)(dict(words=1., forward=0.), dict(words=1., forward=1., all=1.))
     why = ens.explain('the cast was lovely and so bright', 'pos')
-    read = [o if o in dls.vocab else 'xxunk' for o in why.table.token]
-    out = bag.logits([read])[0]-bag.bias
+    out = bag.logits([why.table.token.tolist()])[0]-bag.bias
     assert abs(why.table.contribution.sum()-(out[1]-out[0]).item())<1e-4
     assert {o for o,_ in why.strongest(2)}=={'lovely','bright'}
     against = ens.explain(why.text, 'neg').table.contribution

@@ -279,6 +279,16 @@ def test_words_are_counted_first_and_weighed_last(spell, capsys):
     assert all(f'{k} {w:.2f}' in said for k,w in weights.items()) and weights['words']>=max(weights.values())-1e-6, 'the classifiers have hardly learned'
     assert u.bag.predict([['xxbos','good']])==['pos']
 
+def test_words_are_weighed_by_what_they_say_in_use(make, df):
+    "Validation texts are read with the words that the vocabulary does not hold, as new texts are"
+    u = make(max_vocab=16).fit_classifier(1, recipe='together')
+    rows = u.dls.valid_idx
+    assert sum(map(len, u.dls.unknown(rows)))>5
+    said = u.answers().outs['words']
+    assert torch.allclose(said, u.bag.logits(u.dls.processor.tokenize(df.text.iloc[rows])), atol=1e-5)
+    assert torch.allclose(said, u.ensemble.answers(df=df.iloc[rows]).outs['words'], atol=1e-5)
+    assert torch.equal(u.refit().answers().outs['words'], said)
+
 def test_words_come_back(spell, capsys):
     u = spell().fit_classifier(1)
     loaded = ULMFiT.load(u.path)

@@ -156,3 +156,28 @@ def test_what_is_no_list_of_texts_is_said(tmp_path):
     model = load_onnx(make_model(['a','b']).to_onnx(tmp_path/'m'))
     with pytest.raises(UlmfitError, match='write \\[text\\]'): model('one text')
     with pytest.raises(UlmfitError, match='predict takes one text'): model.predict(['a','list'])
+
+_forked = """
+import os,signal,sys,time
+import numpy as np
+from ulmfit_ext.session import GraphSession
+docs = [np.arange(n)%30 for n in (3,30,60)]
+used,other = [GraphSession(sys.argv[1], threads=4) for _ in range(2)]
+want = used.logits(docs)
+if not (pid := os.fork()):
+    same = (used.logits(docs)==want).all()
+    del other
+    os._exit(0 if same else 1) # as multiprocessing ends; ONNX Runtime itself can hang in what sys.exit tears down
+for _ in range(300):
+    if (done := os.waitpid(pid, os.WNOHANG))[0]: sys.exit(os.waitstatus_to_exitcode(done[1]))
+    time.sleep(0.1)
+os.kill(pid, signal.SIGKILL)
+sys.exit('it waits for ever')
+"""
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks processes')
+def test_a_fork_with_several_threads(tmp_path):
+    "It reads, and drops a session that it has inherited"
+    folder = make_model(['a','b']).to_onnx(tmp_path/'m')
+    res = subprocess.run([sys.executable, '-c', _forked, str(folder/'fwd.onnx')], capture_output=True, text=True)
+    assert res.returncode==0, res.stderr

@@ -25,6 +25,7 @@ from .text.labels import *
 from .text.files import *
 from .text.tables import *
 from .text.tokens import *
+from .text.unknown import *
 from .text.corpus import *
 from .text.loaders import *
 from .data import *

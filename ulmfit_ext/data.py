@@ -14,6 +14,7 @@ from .core import *
 from .text.labels import *
 from .text.tables import *
 from .text.tokens import *
+from .text.unknown import *
 from .text.corpus import * # for those who look for its names in this module, where they once were
 from .text.loaders import *
 
@@ -39,6 +40,9 @@ class UlmfitDls:
         self.vocab,self.lang,self.cache_hit = processor.vocab,processor.lang,tokens.cache_hit
         self.train_idx = np.setdiff1d(labelled, valid_idx)
         self.ids,self.offs = tokens.numericalize(processor),tokens.offs
+        is_unknown = self.ids==0
+        self._unknown  = [tokens.table[i] for i in tokens.ids[is_unknown]]       # of all texts, in their order
+        self._n_unknown = np.concatenate([[0], np.cumsum(is_unknown)])[self.offs] # how many there are before each text
 
     @cached_property
     def lm_fwd(self):   return self._make_lm(backwards=False)
@@ -126,11 +130,18 @@ def text_ids(self:UlmfitDls,
     return self.ids[self.offs[row]:self.offs[row+1]]
 
 @patch
+def unknown(self:UlmfitDls,
+    rows, # Their numbers
+) -> list: # A list of words for each
+    "The words of the texts in `rows` that the vocabulary does not hold"
+    return [self._unknown[self._n_unknown[i]:self._n_unknown[i+1]] for i in rows]
+
+@patch
 def tokens(self:UlmfitDls,
     rows, # Their numbers
 ) -> list: # A list of tokens for each
-    "The tokens of the texts in `rows`"
-    return [[self.vocab[j] for j in self.text_ids(i).tolist()] for i in rows]
+    "The tokens of the texts in `rows`, also those that the vocabulary does not hold"
+    return [self.processor.spell(self.text_ids(i), words) for i,words in zip(rows, self.unknown(rows))]
 
 # %% ../nbs/15_data.ipynb #4be38868
 def lm_streams(

@@ -187,25 +187,26 @@ def _loaders(self:BidirEnsemble, ds_idx):
     return {way: o[ds_idx] for way,o in dls.items()}
 
 @patch
-def _ask(self:BidirEnsemble, ids, progress=False):
-    "Each voice's outputs, of texts whose ids are given by direction; counted words come first"
+def _ask(self:BidirEnsemble, ids, progress=False, unknown=None):
+    "Each voice's outputs, of texts whose ids are given by direction; counted words come first, and read `unknown` words too"
     outs,model = {},self.first
     if self.words is not None:
         check_ids(ids[model.direction], len(model.module[0].module.encoder.weight)) # a `Predictor` does by itself
-        vocab,step = model.processor.vocab,-1 if model.backwards else 1
-        docs = [[vocab[i] for i in o.tolist()[::step] if i!=model.pad_idx] for o in ids[model.direction]]
-        outs['words'] = self.words.logits(docs)
+        forward = [o.flip(0) if model.backwards else o for o in ids[model.direction]]
+        unknown = [()]*len(forward) if unknown is None else unknown
+        outs['words'] = self.words.logits(list(map(model.processor.spell, forward, unknown)))
     return {**outs, **{way: self.predictor(way).from_ids(o, progress) for way,o in ids.items()}}
 
 @patch
-def _ask_texts(self:BidirEnsemble, ids, progress):
-    "Each voice's outputs, of texts whose ids are given in the direction of the first model"
-    return self._ask({way: ids if m is self.first else [o.flip(0) for o in ids] for way,m in self.models.items()}, progress)
+def _ask_texts(self:BidirEnsemble, ids, unknown, progress):
+    "Each voice's outputs, of texts as `TextModel.read` gives them for the first model"
+    by_way = {way: ids if m is self.first else [o.flip(0) for o in ids] for way,m in self.models.items()}
+    return self._ask(by_way, progress, unknown)
 
 @patch
-def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True):
+def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True, unknown=None):
     "Each voice's outputs before softmax or sigmoid, and the targets (None for texts)"
-    if texts is not None: return self._ask_texts(self.first.encode(as_texts(texts)), progress),None
+    if texts is not None: return self._ask_texts(*self.first.read(as_texts(texts)), progress),None
     ids,targs = {},{}
     loaders = self._loaders(ds_idx) if dl is None else _by_way(dl, self.models)
     for way in self.models:
@@ -217,7 +218,7 @@ def _outputs(self:BidirEnsemble, ds_idx=1, dl=None, texts=None, progress=True):
         if (o is None)!=(first is None) or o is not None and not torch.equal(o, first):
             raise UlmfitError("The directions have different targets: their DataLoaders hold different texts, "
                               "or in another order")
-    return self._ask(ids, progress),first
+    return self._ask(ids, progress, unknown),first
 
 # %% ../nbs/33_ensemble.ipynb #2e5fd4a3
 def _answer(ens, outs):
@@ -256,11 +257,12 @@ def answers(self:BidirEnsemble,
     text_col:str='text', # Column of `df` that holds the texts
     label_col:str='label', # Column of `df` that holds the labels
     label_delim:str=None, # What stands between several labels of a text in `df`; None: as in the training, or they are lists
+    unknown:list=None, # For counted words: the words of each text of a set that are not in the vocabulary; None: they are `xxunk`
 ) -> Answers: # `outs`, before softmax or sigmoid, by direction, and `targs`
     "What each direction says of labelled texts. `validate` and `confusion_matrix` take this in place of the texts"
     if isinstance(ds_idx, Answers): return ds_idx
     if not hasattr(ds_idx, '__index__'): df = ds_idx
-    if df is None: outs,targs = self._outputs(ds_idx, dl)
+    if df is None: outs,targs = self._outputs(ds_idx, dl, unknown=unknown)
     else:
         import pandas as pd
         from ulmfit_ext.text.tables import as_frame,get_column
@@ -317,9 +319,9 @@ def predict_df(self:BidirEnsemble,
     check_at_least(at_least)
     df = table_of_texts(texts, text_col)
     col,names = get_column(df, text_col, 'text_col'),answer_names(df.columns, self.classes, notes)
-    ids   = self.first.encode(as_texts(col.tolist()))
+    ids,unknown = self.first.read(as_texts(col.tolist()))
     noted = text_notes(ids, self.first.processor.vocab)
-    probs = self.first.probabilities(_answer(self, self._ask_texts(ids, progress)))
+    probs = self.first.probabilities(_answer(self, self._ask_texts(ids, unknown, progress)))
     labels  = pd.Series(sure_labels(self.first, probs, at_least), dtype=object).infer_objects()
     columns = [labels.values, confidence(probs, self.multi).numpy(), *[p.numpy() for p in probs.T]]
     if notes: columns.append(pd.Series(noted, dtype=object).values)

@@ -96,29 +96,32 @@ def _log_odds(ens, outs, k):
     if ens.multi or out.shape[1]<2: return out[:,k]
     return out[:,k] - torch.cat([out[:,:k], out[:,k+1:]], 1).logsumexp(1)
 
-def _ask(ens, docs):
-    "Outputs of each voice for lists of forward ids"
-    outs,vocab = {},ens.first.processor.vocab
-    if ens.words is not None: outs['words'] = ens.words.logits([[vocab[i] for i in o.tolist()] for o in docs])
+def _ask(ens, texts):
+    "Outputs of each voice for texts that are lists of tokens"
+    outs,known = {},ens.first.processor.o2i
+    if ens.words is not None: outs['words'] = ens.words.logits(texts)
+    docs = [torch.as_tensor([known.get(o, 0) for o in tokens], dtype=torch.long) for tokens in texts]
     for way,model in ens.models.items():
         outs[way] = ens.predictor(way).from_ids([o.flip(0) for o in docs] if model.backwards else docs, False)
     return outs
 
-def _by_gradients(ens, ids, k, n_steps):
+def _by_gradients(ens, tokens, k, n_steps):
     "What each token adds to the log odds of class `k`, shape (tokens,)"
-    outs = {way: o.clone().requires_grad_() for way,o in _ask(ens, [ids]).items()}
+    outs = {way: o.clone().requires_grad_() for way,o in _ask(ens, [tokens]).items()}
     with torch.enable_grad(): pulls = torch.autograd.grad(_log_odds(ens, outs, k).sum(), list(outs.values()))
-    res,vocab = torch.zeros(len(ids), dtype=torch.float64),ens.first.processor.vocab
+    known = ens.first.processor.o2i
+    ids   = torch.as_tensor([known.get(o, 0) for o in tokens], dtype=torch.long)
+    res   = torch.zeros(len(ids), dtype=torch.float64)
     for way,(pull,) in zip(outs, pulls):
-        if way=='words': res += _word_parts(ens.words, [vocab[i] for i in ids.tolist()], pull)
+        if way=='words': res += _word_parts(ens.words, tokens, pull)
         elif ens.models[way].backwards: res += _gradients(ens.models[way], ids.flip(0), pull, n_steps).flip(0)
         else: res += _gradients(ens.models[way], ids, pull, n_steps)
     return res.numpy()
 
-def _by_deletion(ens, ids, k):
+def _by_deletion(ens, tokens, k):
     "How far the log odds of class `k` fall without each token, shape (tokens,)"
-    docs = [ids, *[torch.cat([ids[:i], ids[i+1:]]) for i in range(len(ids))]]
-    odds = _log_odds(ens, _ask(ens, docs), k)
+    texts = [tokens, *[[*tokens[:i], *tokens[i+1:]] for i in range(len(tokens))]]
+    odds  = _log_odds(ens, _ask(ens, texts), k)
     return (odds[0]-odds[1:]).double().numpy()
 
 # %% ../nbs/37_explain.ipynb #a8ea1a80
@@ -198,10 +201,9 @@ def explain(self:BidirEnsemble,
     if label is not None and label not in names:
         raise UlmfitError(f"label is {label!r}: the classes are {listing(names, 20)}")
     tokens = self.first.processor.tokenize([text], progress=False)[0]
-    ids   = torch.as_tensor([self.first.processor.o2i.get(o, 0) for o in tokens], dtype=torch.long)
-    probs = self.first.probabilities(list(together(_ask(self, [ids]), self.mixture, self.multi).values())[-1])[0]
+    probs = self.first.probabilities(list(together(_ask(self, [tokens]), self.mixture, self.multi).values())[-1])[0]
     k     = int(probs.argmax()) if label is None else names.index(label)
-    found = _by_gradients(self, ids, k, n_steps) if how=='gradients' else _by_deletion(self, ids, k)
+    found = _by_gradients(self, tokens, k, n_steps) if how=='gradients' else _by_deletion(self, tokens, k)
     spans = token_spans(text, tokens)
     table = pd.DataFrame(dict(token=tokens, start=[a for a,_ in spans], end=[b for _,b in spans], contribution=found))
     return Explanation(text, names[k], float(probs[k]), table)

@@ -19,7 +19,7 @@ _Kind  = namedtuple('_Kind', 'name made_by read_by suffix numbers')
 _kinds = dict(
     torch=_Kind('ulmfit_ext classifier', 'save', 'load_ulmfit', 'safetensors', 'words.safetensors'),
     onnx=_Kind('ulmfit_ext ONNX classifier', 'to_onnx', 'load_onnx', 'onnx', 'words.npz'))
-_format = 2 # a folder without counted words is of format 1, as it always was
+_format = 3 # 1: without counted words; 2: with words and pairs; 3: with character n-grams too
 _sides  = ['fwd','bwd']
 _said   = 'kind format ulmfit_ext classes multi loss thresh processor models mixture sha256'.split() # in what earlier versions wrote
 
@@ -114,6 +114,11 @@ def check_place(
 def _sha256(path): return file_sha256(path, 2**25 if path.suffix=='.json' else 2**31) # bytes
 
 # %% ../nbs/29_folder.ipynb #327e7f36
+def _format_of(words):
+    "The oldest format that holds `words`"
+    if words is None: return 1
+    return 3 if words.chars.any() else 2
+
 def write_folder(
     path, # Folder to write; a model that is there is replaced when the new one is complete
     config:dict, # What else `config.json` is to say
@@ -124,7 +129,7 @@ def write_folder(
 ) -> Path: # The folder
     "Write a model. Raises `UlmfitError` where `path` cannot be written, or holds anything but a model"
     path = as_path(path).absolute()
-    head = dict(kind=_kinds[kind].name, format=1 if words is None else 2, ulmfit_ext=ulmfit_ext.__version__)
+    head = dict(kind=_kinds[kind].name, format=_format_of(words), ulmfit_ext=ulmfit_ext.__version__)
     try:
         path = path.resolve()
         check_place(path, kind)

@@ -39,11 +39,14 @@ def pooled(
 def read_texts(
     ens:BidirEnsemble, # Classifiers
     ids:list, # A LongTensor of ids for each text, forward
+    unknown:list=None, # For counted words: the words of each text that are not in the vocabulary; None: they are `xxunk`
 ) -> tuple: # Logits by voice, as in `BidirEnsemble.answers`; and features, shape (texts, 3*emb_sz*directions)
     "What the voices answer, and what the encoders made of the texts"
-    outs,seen,vocab = {},[],ens.first.processor.vocab
+    outs,seen = {},[]
     ids = [torch.as_tensor(o, dtype=torch.long) for o in ids]
-    if ens.words is not None: outs['words'] = ens.words.logits([[vocab[i] for i in o.tolist()] for o in ids])
+    if ens.words is not None:
+        unknown = [()]*len(ids) if unknown is None else unknown
+        outs['words'] = ens.words.logits(list(map(ens.first.processor.spell, ids, unknown)))
     for way,model in ens.models.items():
         docs = [o.flip(0) for o in ids] if model.backwards else ids
         with model.predicting() as module, torch.inference_mode():
@@ -59,9 +62,10 @@ def answer_of(
     "The probabilities that all voices give together"
     return ens.first.probabilities(list(together(outs, ens.mixture, ens.multi).values())[-1])
 
-def _forward_ids(ens, texts):
-    ids = ens.first.encode(texts)
-    return [o.flip(0) for o in ids] if ens.first.backwards else ids
+def _read_forward(ens, texts):
+    "Ids of each text, forward, and its words that are not in the vocabulary"
+    ids,unknown = ens.first.read(texts)
+    return [o.flip(0) for o in ids] if ens.first.backwards else ids, unknown
 
 # %% ../nbs/38_labelling.ipynb #79c603fc
 def pick(
@@ -125,7 +129,7 @@ def suggest(
     texts = column_texts(get_column(df, text_col, 'text_col'), f"column '{text_col}'")
     rows  = _to_ask(texts, _labelled(df, label_col, ens.delim(label_delim)))
     if not len(rows): raise UlmfitError("There is no text to ask about: all have a label, or are empty")
-    outs,features = read_texts(ens, _forward_ids(ens, [texts[i] for i in rows]))
+    outs,features = read_texts(ens, *_read_forward(ens, [texts[i] for i in rows]))
     probs  = answer_of(ens, outs)
     picked = pick(probs, features, n, ens.multi, seed)
     return _asked(ens, df, text_col, label_col, rows[picked], probs[torch.from_numpy(picked)])

@@ -13,6 +13,7 @@ from pathlib import Path
 from .core import *
 from .core import no_collections,patch
 from .text.tokens import *
+from .text.unknown import *
 from .text.labels import *
 from .counts import *
 from .words import *
@@ -67,8 +68,16 @@ def encode(self:TextModel,
     texts:list, # Raw texts
 ) -> list: # A LongTensor for each
     "Ids of `texts`, in the direction in which the model reads"
-    ids = [torch.from_numpy(o.astype('int64')) for o in self.processor.encode(texts)]
-    return [o.flip(0) for o in ids] if self.backwards else ids
+    return self.read(texts)[0]
+
+@patch
+def read(self:TextModel,
+    texts:list, # Raw texts
+) -> tuple: # A LongTensor for each, as `encode` gives them; and a list of the words for each that are not in the vocabulary
+    "Ids of `texts`, in the direction in which the model reads, and what `TextProcessor.spell` needs besides"
+    ids,unknown = self.processor.read(texts)
+    ids = [torch.from_numpy(o.astype('int64')) for o in ids]
+    return [o.flip(0) for o in ids] if self.backwards else ids, unknown
 
 @patch
 def probabilities(self:TextModel,

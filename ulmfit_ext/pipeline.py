@@ -267,7 +267,7 @@ def fit_classifier(self:ULMFiT,
         self.learns = self._classifiers('classifier', self.dls, **self.how)
         self._ensemble,self.held_out,self.guesses = None,None,None
         self.plan.hide()
-        if len(self.dls.valid_idx): weigh_voices(self.ensemble)
+        if len(self.dls.valid_idx): weigh_voices(self.ensemble, self.answers())
         self.save()
         note_result(self.path, self.key, classifier=given)
     return self

@@ -72,7 +72,7 @@ def guess_labels(
     "Labels for texts that have none. Raises `UlmfitError` for numbers that will not do"
     check_numbers(share=share, most=most)
     rows = np.random.default_rng(0).permutation(_unlabelled_rows(dls))[:math.ceil(most/share)]
-    outs,_ = read_texts(ens, [torch.from_numpy(dls.text_ids(i).astype(np.int64)) for i in rows])
+    outs,_ = read_texts(ens, [torch.from_numpy(dls.text_ids(i).astype(np.int64)) for i in rows], dls.unknown(rows))
     probs = answer_of(ens, outs)
     sure  = surest(probs, share)[:most]
     return agreed((rows[sure], [dls.classes[i] for i in probs[sure].argmax(1)]))
@@ -86,9 +86,10 @@ def _losses(ens, targs, outs):
 def is_worse(
     before:BidirEnsemble, # Classifiers
     after:BidirEnsemble, # Others, with the same held-out texts
+    unknown:list=None, # As for `BidirEnsemble.answers`
 ) -> bool:
     "Is the loss of `after` on the held-out texts higher, by more than chance? Says what it is"
-    (a,targs),(b,_) = [o.answers() for o in (before,after)]
+    (a,targs),(b,_) = [o.answers(unknown=unknown) for o in (before,after)]
     a,b   = [_losses(o, targs, outs) for o,outs in ((before,a),(after,b))]
     more  = b-a
     noise = more.std()/math.sqrt(len(more)) if len(more)>1 else math.inf
@@ -105,12 +106,12 @@ def after_guesses(
     balance:bool=False, # Give each class the same weight where words are counted?
 ) -> BidirEnsemble: # None where it is worse than `before`
     "The new classifiers as one, with words counted in labels and guesses if they were counted before"
-    rows,words = dls.train_idx,None
+    rows,words,unknown = dls.train_idx,None,dls.unknown(dls.valid_idx)
     if before.words is not None:
         words = BagOfWords.fit(dls.tokens(rows), [dls.y[i] for i in rows], dls.classes, balance=balance)
     after = BidirEnsemble(*learns, words=words)
-    if words is not None: after.weigh(after.answers())
-    return None if is_worse(before, after) else after
+    if words is not None: after.weigh(after.answers(unknown=unknown))
+    return None if is_worse(before, after, unknown) else after
 
 # %% ../nbs/39_refit.ipynb #b64f7d66
 class Refitting:
@@ -158,7 +159,7 @@ def refit(self:Refitting): # Itself
     if self.held_out is not None or not len(self.dls.valid_idx): return self # all labels are learned from already
     before,data = self.ensemble,self.dls.with_split(self.dls.labelled, self.dls.valid_idx[:0])
     if self.guesses is not None: data = data.with_guesses(*self.guesses)
-    held_out,how = before.answers(),self._how(data)
+    held_out,how = self.answers(),self._how(data)
     with run_lock(self.path), self.plan.running():
         self.plan.add_refit(data, self._sizes(), self.sides, how['n_epoch'], how['recipe'])
         self.learns = self._classifiers('refit', data, **how)

@@ -76,7 +76,7 @@ def baseline_scores(
     text_col:str='text', # Column that holds the texts, in both tables
     label_col:str='label', # Column that holds the labels, in both tables
 ) -> list: # A table of one row, 'TF-IDF', with columns 'accuracy' and 'F1': for the validation texts and, where given, for `tests`
-    "How good a `BagOfWords` of words and pairs is with the training texts of `dls`. Raises `UlmfitError` where a text can have several labels"
+    "How good words and pairs, counted, are with the training texts of `dls`. Raises `UlmfitError` where a text can have several labels"
     if dls.multi: raise UlmfitError('The baseline is for one label a text, and here a text may have several')
     def _texts(table): return [as_text(o) for o in table[text_col]]
     def _rows(idxs): return _texts(df.iloc[idxs]),[dls.y[i] for i in idxs]
@@ -354,7 +354,7 @@ def save_confusion(
 def _validation_texts(ulmfit):
     "The validation texts, as far as the tokens tell them"
     dls = ulmfit.dls
-    return [dls.processor.decode(dls.text_ids(i)) for i in dls.valid_idx]
+    return [dls.processor.tokenizer.join(o) for o in dls.tokens(dls.valid_idx)]
 
 def _validation_title(model, n):
     return f'Validation, {n:,} texts' + (', before all labels were learned from' if getattr(model, 'held_out', None) else '')

@@ -10,6 +10,7 @@ import numpy as np
 from .core import *
 from .core import patch
 from .text.tokens import *
+from .text.unknown import *
 from .counts import *
 from .session import *
 from .folder import *
@@ -44,7 +45,7 @@ class OnnxClassifier:
         self.processor,self.directions,self.words = processor,directions,words
         self.classes,self.multi = config['classes'],config['multi']
         self.thresh  = 0.5 if config['thresh'] is None else np.asarray(config['thresh'])
-        self.values  = config.get('label_values') or self.classes # labels as they were given: numbers, booleans or strings
+        self.values  = config.get('label_values') or self.classes # labels as they were given
         self.mixture = config.get('mixture')
 
     def __repr__(self):
@@ -55,9 +56,9 @@ class OnnxClassifier:
         texts, # Raw texts: a list, a Series, any iterable of `str`
     ) -> np.ndarray: # Shape (texts, classes)
         "Outputs of all voices together, before softmax or sigmoid. Raises `UlmfitError` if `texts` is one string, or a table"
-        docs = [o[o!=1].astype(np.int64) for o in self.processor.encode(texts, progress=False)] # 1 is padding
-        outs,vocab = {},self.processor.vocab
-        if self.words is not None: outs['words'] = self.words.logits([[vocab[i] for i in o] for o in docs])
+        ids,unknown = self.processor.read(texts, progress=False)
+        docs,outs   = [o[o!=1].astype(np.int64) for o in ids],{} # 1 is padding
+        if self.words is not None: outs['words'] = self.words.logits(list(map(self.processor.spell, docs, unknown)))
         for way,direction in self.directions.items():
             ids = [o[::-1] for o in docs] if way=='backward' else docs
             outs[way] = direction.logits(ids)

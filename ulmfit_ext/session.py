@@ -6,16 +6,25 @@
 __all__ = ['GraphSession']
 
 # %% ../nbs/31_session.ipynb #d7a79762
-import itertools,os
+import ctypes,itertools,os,weakref
 import numpy as np
 from .core import *
 from .core import patch
 
-# %% ../nbs/31_session.ipynb #c428b163
+# %% ../nbs/31_session.ipynb #35538820
+_sessions = weakref.WeakSet()
+
+def _keep_inherited():
+    "In a forked process: a reference more to each session, so that none is ever ended"
+    for o in list(_sessions): ctypes.pythonapi.Py_IncRef(ctypes.py_object(o.session))
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_keep_inherited)
+
 def _cores():
     "Processor cores that this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
+# %% ../nbs/31_session.ipynb #c428b163
 class GraphSession:
     "One direction of a classifier, read by ONNX Runtime"
     def __init__(self,
@@ -36,6 +45,7 @@ class GraphSession:
         options = ort.SessionOptions()
         options.log_severity_level   = 3 # errors
         options.intra_op_num_threads = self.threads
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         try: self.session = ort.InferenceSession(self.graph, options, providers=['CPUExecutionProvider'])
         except Exception as e: # ONNX Runtime's have no class in common
             name = 'the graph' if isinstance(self.graph, bytes) else self.graph
@@ -44,6 +54,7 @@ class GraphSession:
         outputs = {o.name: o.shape for o in self.session.get_outputs()}
         self.known = {o.name: o.shape for o in self.session.get_inputs() if f'{o.name}_' in outputs}
         self.n_classes,self.process = outputs['logits'][1],os.getpid()
+        _sessions.add(self)
 
     def begin(self, n_rows):
         "What is known of `n_rows` texts before their first word"

@@ -6,6 +6,7 @@
 __all__ = ['kept_words', 'tell_words', 'weigh_voices', 'Answering']
 
 # %% ../nbs/36_voices.ipynb #4ebed9e0
+import hashlib
 from fastai.basics import *
 from .callback.ranks import *
 from .core import *
@@ -26,7 +27,8 @@ def kept_words(
 ) -> BagOfWords:
     "Count the words of the training texts, or read what was counted with the same `settings`"
     how = dict(balance=True) if balance else {} # earlier versions noted none
-    settings = plain_settings(**settings, **how)
+    unknown  = '\0'.join(o for words in dls.unknown(dls.labelled) for o in words) # the data's hash has the others
+    settings = plain_settings(**settings, **how, unknown_sha256=hashlib.sha256(unknown.encode('utf-8', 'surrogatepass')).hexdigest())
     path = find_piece(folder, 'words', settings)
     if path is not None:
         try: return BagOfWords.load(path)
@@ -54,10 +56,10 @@ def tell_words(
 # %% ../nbs/36_voices.ipynb #57d8c45f
 def weigh_voices(
     ens:BidirEnsemble, # Whose voices are weighed; of one without counted words nothing is said
+    said:Answers, # What they say of the validation texts
 ):
     "Find on the validation texts how much each voice counts, and say it"
     if ens.words is None: return
-    said = ens.answers()
     counts = ', '.join(f'{k} {w:.2f}' for k,w in ens.weigh(said).mixture.weights.items())
     print(f'Weights of the voices, by {len(said.targs):,} validation texts: {counts}')
     if doubling := ens.words.choices.get('doubling'): print(doubling)
@@ -74,7 +76,9 @@ class Answering:
     ) -> Answers: # `outs`, before softmax or sigmoid, by direction, and `targs`
         "What each voice says of labelled texts; of the validation texts, what it said before `refit`"
         is_held_out = hasattr(ds_idx, '__index__') and ds_idx==1 and all(kwargs.get(o) is None for o in ('dl','df'))
-        return self.held_out if is_held_out and self.held_out is not None else self.ensemble.answers(ds_idx, **kwargs)
+        if not is_held_out or not hasattr(self, 'dls'): return self.ensemble.answers(ds_idx, **kwargs)
+        if self.held_out is not None: return self.held_out
+        return self.ensemble.answers(unknown=self.dls.unknown(self.dls.valid_idx))
 
     @delegates(BidirEnsemble.validate)
     def validate(self,

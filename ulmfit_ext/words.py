@@ -92,8 +92,8 @@ def _regressions(X, targs, multi, Cs, weights):
 
 # %% ../nbs/24_words.ipynb #c977bca5
 def _few(texts):
-    "Have `texts` no more than two million words in all?"
-    return sum(len(words_of(o)) for o in texts)<=2_000_000
+    "Have `texts` no more than a million words in all?"
+    return sum(len(words_of(o)) for o in texts)<=1_000_000
 
 def _keep(counts, most, chars):
     "Columns of the sparse matrix `counts` that hold anything; no more than `most` of n-grams, and of others: those of the most texts"
@@ -189,9 +189,9 @@ def fit(cls:BagOfWords,
     labels, # The label of each; with `multi` a list of them
     classes:list=None, # In the order of the outputs; None: those of `labels`, sorted
     multi:bool=False, # Can a text have several labels?
-    max_terms:int=100_000, # Keep so many words and pairs at most, and as many n-grams; with many classes fewer: 4 million coefficients; None: all
+    max_terms:int=100_000, # Most words and pairs, and most n-grams; with many classes fewer: 4 million coefficients of each; None: all
     balance:bool=False, # Give each class the same weight, however rare it is?
-    chars:bool=None, # Count character n-grams too? None: what is better, in texts of up to two million words in all
+    chars:bool=None, # Count character n-grams too? None: what is better, in texts of up to a million words in all
 ) -> BagOfWords:
     "Train. Raises `UlmfitError` where there is no text, or labels do not go with texts and classes"
     from threadpoolctl import threadpool_limits

@@ -426,10 +426,22 @@ class LoaderProcessor:
         ids = [to_np(first_part(o)) for o in self.dls.test_dl(texts).dataset]
         return [o[::-1] for o in ids] if self.backwards else ids
 
+    def read(self,
+        texts, # Raw texts
+    ) -> tuple: # As `TextProcessor.read`, without words: fastai does not say which are not known
+        "Ids of `texts`, in the order given"
+        ids = self.encode(texts)
+        return ids,[()]*len(ids)
+
+    def spell(self, ids, unknown=()) -> list:
+        "The tokens of `ids`, without padding"
+        return [self.vocab[i] for i in map(int, ids) if i!=1]
+
     def decode(self, ids) -> str:
         "The tokens of `ids` as one string, without padding"
-        return ' '.join(self.vocab[i] for i in map(int, ids) if i!=1)
+        return ' '.join(self.spell(ids))
 
+# %% ../../nbs/14_text.loaders.ipynb #4202b209
 def reverses_texts(
     ds, # A dataset of fastai's
 ) -> bool:
