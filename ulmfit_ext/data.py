@@ -40,9 +40,9 @@ class UlmfitDls:
         self.vocab,self.lang,self.cache_hit = processor.vocab,processor.lang,tokens.cache_hit
         self.train_idx = np.setdiff1d(labelled, valid_idx)
         self.ids,self.offs = tokens.numericalize(processor),tokens.offs
-        is_unknown = self.ids==0
-        self._unknown  = [tokens.table[i] for i in tokens.ids[is_unknown]]       # of all texts, in their order
-        self._n_unknown = np.concatenate([[0], np.cumsum(is_unknown)])[self.offs] # how many there are before each text
+        at = np.flatnonzero(self.ids==0)
+        self._unknown   = [tokens.table[i] for i in tokens.ids[at]] # of all texts, in their order
+        self._n_unknown = np.searchsorted(at, self.offs)           # how many there are before each text
 
     @cached_property
     def lm_fwd(self):   return self._make_lm(backwards=False)
