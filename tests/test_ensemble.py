@@ -10,6 +10,7 @@ from ulmfit_ext.callback.bpt3c import BPT3C
 from ulmfit_ext.core import UlmfitError,save_figure
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import Answers,BidirEnsemble,label_targets,mean_logits
+import ulmfit_ext.explain # `BidirEnsemble.explain`
 from ulmfit_ext.export import load_ulmfit
 from ulmfit_ext.mixture import Mixture,equal_mixture
 from ulmfit_ext.model import TextModel

@@ -893,6 +893,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ulmfit_ext.explain._by_deletion': ('explain.html#_by_deletion', 'ulmfit_ext/explain.py'),
                                     'ulmfit_ext.explain._by_gradients': ('explain.html#_by_gradients', 'ulmfit_ext/explain.py'),
                                     'ulmfit_ext.explain._gradients': ('explain.html#_gradients', 'ulmfit_ext/explain.py'),
+                                    'ulmfit_ext.explain._ids': ('explain.html#_ids', 'ulmfit_ext/explain.py'),
                                     'ulmfit_ext.explain._log_odds': ('explain.html#_log_odds', 'ulmfit_ext/explain.py'),
                                     'ulmfit_ext.explain._marked': ('explain.html#_marked', 'ulmfit_ext/explain.py'),
                                     'ulmfit_ext.explain._read': ('explain.html#_read', 'ulmfit_ext/explain.py'),

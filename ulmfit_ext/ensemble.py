@@ -193,8 +193,7 @@ def _ask(self:BidirEnsemble, ids, progress=False, unknown=None):
     if self.words is not None:
         check_ids(ids[model.direction], len(model.module[0].module.encoder.weight)) # a `Predictor` does by itself
         forward = [o.flip(0) if model.backwards else o for o in ids[model.direction]]
-        unknown = [()]*len(forward) if unknown is None else unknown
-        outs['words'] = self.words.logits(list(map(model.processor.spell, forward, unknown)))
+        outs['words'] = self.words.logits(list(map(model.processor.spell, forward, unknown or itertools.repeat(()))))
     return {**outs, **{way: self.predictor(way).from_ids(o, progress) for way,o in ids.items()}}
 
 @patch

@@ -96,11 +96,14 @@ def _log_odds(ens, outs, k):
     if ens.multi or out.shape[1]<2: return out[:,k]
     return out[:,k] - torch.cat([out[:,:k], out[:,k+1:]], 1).logsumexp(1)
 
+def _ids(ens, tokens):
+    "The ids of a text's tokens"
+    return torch.as_tensor([ens.first.processor.o2i.get(o, 0) for o in tokens], dtype=torch.long)
+
 def _ask(ens, texts):
     "Outputs of each voice for texts that are lists of tokens"
-    outs,known = {},ens.first.processor.o2i
+    outs,docs = {},[_ids(ens, tokens) for tokens in texts]
     if ens.words is not None: outs['words'] = ens.words.logits(texts)
-    docs = [torch.as_tensor([known.get(o, 0) for o in tokens], dtype=torch.long) for tokens in texts]
     for way,model in ens.models.items():
         outs[way] = ens.predictor(way).from_ids([o.flip(0) for o in docs] if model.backwards else docs, False)
     return outs
@@ -109,9 +112,8 @@ def _by_gradients(ens, tokens, k, n_steps):
     "What each token adds to the log odds of class `k`, shape (tokens,)"
     outs = {way: o.clone().requires_grad_() for way,o in _ask(ens, [tokens]).items()}
     with torch.enable_grad(): pulls = torch.autograd.grad(_log_odds(ens, outs, k).sum(), list(outs.values()))
-    known = ens.first.processor.o2i
-    ids   = torch.as_tensor([known.get(o, 0) for o in tokens], dtype=torch.long)
-    res   = torch.zeros(len(ids), dtype=torch.float64)
+    ids  = _ids(ens, tokens)
+    res  = torch.zeros(len(ids), dtype=torch.float64)
     for way,(pull,) in zip(outs, pulls):
         if way=='words': res += _word_parts(ens.words, tokens, pull)
         elif ens.models[way].backwards: res += _gradients(ens.models[way], ids.flip(0), pull, n_steps).flip(0)

@@ -7,6 +7,7 @@ __all__ = ['pooled', 'read_texts', 'answer_of', 'pick', 'suggest', 'check_unfill
            'label_free_lms', 'lm_features', 'check', 'plot_learning_curve', 'curve_html']
 
 # %% ../nbs/38_labelling.ipynb #34e86d76
+import itertools
 import numpy as np,pandas as pd,torch
 from torch.nn import functional as F
 from pathlib import Path
@@ -45,8 +46,7 @@ def read_texts(
     outs,seen = {},[]
     ids = [torch.as_tensor(o, dtype=torch.long) for o in ids]
     if ens.words is not None:
-        unknown = [()]*len(ids) if unknown is None else unknown
-        outs['words'] = ens.words.logits(list(map(ens.first.processor.spell, ids, unknown)))
+        outs['words'] = ens.words.logits(list(map(ens.first.processor.spell, ids, unknown or itertools.repeat(()))))
     for way,model in ens.models.items():
         docs = [o.flip(0) for o in ids] if model.backwards else ids
         with model.predicting() as module, torch.inference_mode():

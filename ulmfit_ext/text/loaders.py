@@ -435,7 +435,7 @@ class LoaderProcessor:
 
     def spell(self, ids, unknown=()) -> list:
         "The tokens of `ids`, without padding"
-        return [self.vocab[i] for i in map(int, ids) if i!=1]
+        return [self.vocab[i] for i in np.asarray(ids).tolist() if i!=1]
 
     def decode(self, ids) -> str:
         "The tokens of `ids` as one string, without padding"

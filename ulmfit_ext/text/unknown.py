@@ -34,4 +34,4 @@ def spell(self:TextProcessor,
 ) -> list: # Of tokens, without padding
     "The tokens of a text"
     words = iter(unknown)
-    return [self.vocab[i] if i else next(words, UNK) for i in map(int, ids) if i!=1]
+    return [self.vocab[i] if i else next(words, UNK) for i in np.asarray(ids).tolist() if i!=1]
