@@ -251,3 +251,57 @@ def test_more_labels_help_or_do_not():
     assert next_doubling({.5:.7,1.:.701}, 3000).startswith('More labels may bring little') and next_doubling({1.:.7}, 3000)==''
     for half in (.51,.55): assert next_doubling({.5:half,1.:.53}, 160).startswith('160 labels are too few to tell')
     assert learning_curve(texts[:15], labels[:15])=={} and learning_curve(['a']*5001, [0]*5001)=={}
+
+# Texts without a label
+
+def related_words(n, seed=0):
+    "Texts of two topics, each word of one topic; which words go together is seen without labels"
+    rng = np.random.default_rng(seed)
+    topics = [[f'{name}{i}' for i in range(200)] for name in ('sea','sky')]
+    y = rng.integers(0, 2, n)
+    return [list(rng.choice(topics[i], 6)) for i in y],[('sea','sky')[i] for i in y]
+
+def test_texts_without_a_label_relate_words():
+    texts,labels = related_words(1012)
+    train,rest,tests = texts[:12],texts[12:812],texts[812:]
+    def _wrong(bag): return sum(a!=b for a,b in zip(bag.predict(tests), labels[812:]))
+    alone = BagOfWords.fit(train, labels[:12], chars=False)
+    more  = BagOfWords.fit(train, labels[:12], chars=False, unlabelled=rest)
+    assert more.choices['directions']>0 and 'directions' not in alone.choices
+    assert _wrong(alone)>20 and _wrong(more)<4
+    assert len(more.number)>2*len(alone.number) # terms that no text with a label holds
+
+def test_directions_are_folded_into_coefficients(tmp_path):
+    from ulmfit_ext.words import _count,_fold_in,_latent_way,_tfidf,_with_directions
+    texts,labels = related_words(300)
+    terms,chars,counts = _count(texts, False, False)
+    keep,idf,directions = _latent_way(counts, chars, 100, 100_000)
+    X    = _tfidf(counts[:,keep], idf, chars[keep])
+    coef = np.random.default_rng(0).normal(size=(X.shape[1]+directions.shape[1], 2))
+    np.testing.assert_allclose(_with_directions(X, directions)@coef, X@_fold_in(coef, directions), atol=1e-9)
+    lengths = np.sqrt(np.square(X[100:]@directions).sum(1).mean())
+    assert abs(lengths-2)<1e-9
+    bag = BagOfWords.fit(texts[:100], labels[:100], unlabelled=texts[100:])
+    bag.save(tmp_path)
+    assert torch.equal(BagOfWords.load(tmp_path).logits(texts), bag.logits(texts))
+
+@pytest.mark.parametrize('rest', [[], ['one'], [''], None])
+def test_too_few_texts_without_a_label_change_nothing(rest):
+    texts,labels = related_words(40)
+    alone,more = [BagOfWords.fit(texts, labels, unlabelled=o) for o in (None,rest)]
+    assert torch.equal(alone.coef, more.coef)
+
+def test_empty_texts_without_a_label():
+    texts,labels = related_words(20)
+    bag = BagOfWords.fit(texts, labels, unlabelled=[['']]*50+[[]]*50)
+    assert bag.logits(texts).isfinite().all()
+
+def test_fewer_columns_give_the_same_regression():
+    from scipy.sparse import csr_matrix
+    from ulmfit_ext.words import _smaller
+    X = csr_matrix(np.random.default_rng(0).normal(size=(30,200)))
+    X = csr_matrix(np.concatenate([X.toarray(), X.toarray()[:5]])) # five texts twice
+    F,back = _smaller(X)
+    assert F.shape==(35,30)
+    np.testing.assert_allclose(X@back, F, atol=1e-8)
+    np.testing.assert_allclose(F@F.T, (X@X.T).toarray(), atol=1e-8)

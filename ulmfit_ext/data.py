@@ -44,6 +44,10 @@ class UlmfitDls:
         self._unknown   = [tokens.table[i] for i in tokens.ids[at]] # of all texts, in their order
         self._n_unknown = np.searchsorted(at, self.offs)           # how many there are before each text
 
+    @property
+    def unlabelled_idx(self): # rows of the texts without a label
+        return np.setdiff1d(np.arange(len(self.offs)-1), self.labelled)
+
     @cached_property
     def lm_fwd(self):   return self._make_lm(backwards=False)
     @cached_property
@@ -176,7 +180,7 @@ def ulmfit_dls(
     label_col='label',           # Column of the labels, strings or numbers or lists of them; None: only language models
     valid_pct:float=0.2,         # Share of the labelled rows for validation, at random (stratified)
     valid_col=None,              # Column of booleans, True for validation; instead of `valid_pct`
-    unlabelled=None,             # More texts for the language models: a list, a column, a DataFrame or a path
+    unlabelled=None,             # More texts, for the language models and counted words: a list, a column, a DataFrame or a path
     vocab:list=None,             # Words by id, used as they are; None: counted on all texts
     lang='en',                   # Which tokenizer, see `as_tokenizer`: 'en', 'th:chars' (characters), 'zh:jieba' (words)
     path:str|Path='.',           # Where the cache is kept and Learners save

@@ -77,7 +77,7 @@ class TableNote:
     "What is noted of a table"
     def __init__(self,
         df:pd.DataFrame, # The table
-        unlabelled:list=None, # More texts for the language models
+        unlabelled:list=None, # More texts, for the language models and counted words
         **asked # Arguments of `ULMFiT.from_df`
     ):
         text_col,label_col = asked.get('text_col', 'text'),asked.get('label_col', 'label')

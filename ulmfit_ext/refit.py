@@ -37,7 +37,7 @@ def _unlabelled_rows(dls):
     "Rows of the texts that have no label, in no other row either"
     def _text(i): return dls.text_ids(i).tobytes()
     known = {_text(i) for i in dls.labelled}
-    return [i for i in np.setdiff1d(np.arange(len(dls.offs)-1), dls.labelled) if _text(i) not in known]
+    return [i for i in dls.unlabelled_idx if _text(i) not in known]
 
 def check_guessing(
     dls:UlmfitDls, # The texts of a run
@@ -108,7 +108,8 @@ def after_guesses(
     "The new classifiers as one, with words counted in labels and guesses if they were counted before"
     rows,words,unknown = dls.train_idx,None,dls.unknown(dls.valid_idx)
     if before.words is not None:
-        words = BagOfWords.fit(dls.tokens(rows), [dls.y[i] for i in rows], dls.classes, balance=balance)
+        words = BagOfWords.fit(dls.tokens(rows), [dls.y[i] for i in rows], dls.classes, balance=balance,
+                               unlabelled=dls.tokens(some_rows(dls.unlabelled_idx)))
     after = BidirEnsemble(*learns, words=words)
     if words is not None: after.weigh(after.answers(unknown=unknown))
     return None if is_worse(before, after, unknown) else after

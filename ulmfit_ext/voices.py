@@ -27,15 +27,17 @@ def kept_words(
 ) -> BagOfWords:
     "Count the words of the training texts, or read what was counted with the same `settings`"
     how = dict(balance=True) if balance else {} # earlier versions noted none
-    unknown  = '\0'.join(o for words in dls.unknown(dls.labelled) for o in words) # the data's hash has the others
+    rest = some_rows(dls.unlabelled_idx)
+    if len(rest): how['unlabelled'] = len(rest)
+    unknown  = '\0'.join(o for words in dls.unknown([*dls.labelled, *rest]) for o in words) # the data's hash has the others
     settings = plain_settings(**settings, **how, unknown_sha256=hashlib.sha256(unknown.encode('utf-8', 'surrogatepass')).hexdigest())
     path = find_piece(folder, 'words', settings)
     if path is not None:
         try: return BagOfWords.load(path)
         except UlmfitError as e: warn(f'{e}. They are counted again')
     train = dls.tokens(dls.train_idx),[dls.y[i] for i in dls.train_idx],dls.classes,dls.multi
-    bag = BagOfWords.fit(*train, **how)
-    if len(dls.valid_idx): bag.remember(learning_curve(*train, **how), len(train[0])) # for `weigh_voices`, and the report
+    bag = BagOfWords.fit(*train, balance=balance, unlabelled=dls.tokens(rest))
+    if len(dls.valid_idx): bag.remember(learning_curve(*train, balance=balance), len(train[0])) # for `weigh_voices`, and the report
     save_piece(folder, 'words', settings, bag.save)
     return bag
 

@@ -330,7 +330,7 @@ def epoch_tokens(
     text_col='text', # Column of the texts
     label_col='label', # Column of the labels; None: no classifier
     label_delim:str=None, # What separates the labels of a text
-    unlabelled:list=None, # More texts for the language models
+    unlabelled:list=None, # More texts, for the language models and counted words
     **kwargs # Whatever else `ulmfit_dls` takes
 ) -> tuple: # Of a language model, of a classifier
     "About how many tokens an epoch has. Raises `UlmfitError` where the table has no such column"

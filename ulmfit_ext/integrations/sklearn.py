@@ -122,7 +122,7 @@ class UlmfitClassifier(ClassifierMixin, BaseEstimator):
 def fit(self:UlmfitClassifier,
     X, # Texts: a list, an array, a column, or a table of one column
     y, # The label of each: strings, numbers or booleans
-    unlabelled=None, # More texts for the language models, and for `self_train`: a list, a column, a table or a path
+    unlabelled=None, # More texts, for language models, counted words and `self_train`: a list, a column, a table or a path
 ) -> UlmfitClassifier: # Itself
     "Train on texts and labels, in the three stages. Raises `UlmfitError` where the data will not do"
     df,classes = _labelled(X, y)
