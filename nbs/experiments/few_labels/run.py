@@ -83,9 +83,9 @@ def stock_error(ulmfit, lm, test, side):
         preds = learn.get_preds(dl=dl)[0].argmax(1)
     return round(float((np.array(learn.dls.vocab[1])[preds.numpy()]!=test.label.to_numpy()).mean()), 4)
 
-def words_error(labelled, test):
-    "The third voice alone: words, pairs and, where they are better, character n-grams"
-    bag = BagOfWords.fit(labelled.text, labelled.label)
+def words_error(labelled, test, rest=None):
+    "The third voice alone: words, pairs and, where they are better, character n-grams; `rest`: texts without a label"
+    bag = BagOfWords.fit(labelled.text, labelled.label, unlabelled=rest)
     return round(float((np.array(bag.predict(test.text))!=test.label.to_numpy()).mean()), 4)
 
 def one_run(method, name, labelled, rest, test, lm, pretrained, lang, seed, work, bf16, recipe):
@@ -109,13 +109,14 @@ def one_run(method, name, labelled, rest, test, lm, pretrained, lang, seed, work
         return {way: stock_error(ulmfit, lm, test, side) for way,side in (('forward','fwd'),)}
     if method=='TF-IDF': return {'TF-IDF': round(tfidf_baseline(labelled.text, labelled.label, test.text, test.label)[0], 4)}
     if method=='counted words': return {method: words_error(labelled, test)}
+    if method=='counted words and texts without a label': return {method: words_error(labelled, test, rest)}
 
 def main(
     name:Annotated[str, typer.Argument(help='trec6, imdb or germeval')],
     labels:Annotated[list[int], typer.Option(help='Numbers of labels')]=[100],
     seeds:Annotated[int, typer.Option(help='How many')]=3,
     only_seed:Annotated[list[int], typer.Option(help='These and no others, so that several can be run side by side')]=[],
-    methods:Annotated[list[str], typer.Option(help='TF-IDF, counted words, semi-supervised, "semi-supervised, all labels", "self-training, all labels", supervised, paper, stock, without stage one, from nothing')]=['TF-IDF','semi-supervised','semi-supervised, all labels'],
+    methods:Annotated[list[str], typer.Option(help='TF-IDF, counted words, "counted words and texts without a label", semi-supervised, "semi-supervised, all labels", "self-training, all labels", supervised, paper, stock, without stage one, from nothing')]=['TF-IDF','semi-supervised','semi-supervised, all labels'],
     pretrained:Annotated[str, typer.Option(help='Weights to start from; if not given, base, or de for German')]='',
     unlabelled:Annotated[int, typer.Option(help='IMDb: so many reviews for stage two; 0: those of the training set')]=0,
     recipe:Annotated[str, typer.Option(help='auto: chosen in trials; together or gradual saves their time')]='auto',
@@ -140,7 +141,7 @@ def main(
                 key = dict(set=name, labels=n, seed=seed, method=method, pretrained=pretrained, texts=len(texts))
                 if any(all(o.get(k)==v for k,v in key.items()) for o in made): continue
                 lm = None
-                if method not in ('TF-IDF','counted words','supervised','from nothing'):
+                if not method.startswith('counted words') and method not in ('TF-IDF','supervised','from nothing'):
                     lm = stage_two(name, texts, pretrained, lang, work, bf16, minutes or None, alone=method=='without stage one')
                 began  = time.time()
                 rest   = train.text[~train.text.isin(labelled.text)].tolist()
