@@ -1510,6 +1510,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'ulmfit_ext/report.py'),
                                    'ulmfit_ext.report.Report._judge': ('report.html#report._judge', 'ulmfit_ext/report.py'),
                                    'ulmfit_ext.report.Report._labels': ('report.html#report._labels', 'ulmfit_ext/report.py'),
+                                   'ulmfit_ext.report.Report._matrix_table': ('report.html#report._matrix_table', 'ulmfit_ext/report.py'),
                                    'ulmfit_ext.report.Report._mistakes': ('report.html#report._mistakes', 'ulmfit_ext/report.py'),
                                    'ulmfit_ext.report.Report._mistakes_html': ('report.html#report._mistakes_html', 'ulmfit_ext/report.py'),
                                    'ulmfit_ext.report.Report._named_bins': ('report.html#report._named_bins', 'ulmfit_ext/report.py'),
