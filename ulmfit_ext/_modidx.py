@@ -1656,6 +1656,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'ulmfit_ext/text/encoding.py'),
                                           'ulmfit_ext.text.encoding._fit': ('text.encoding.html#_fit', 'ulmfit_ext/text/encoding.py'),
                                           'ulmfit_ext.text.encoding._guess': ('text.encoding.html#_guess', 'ulmfit_ext/text/encoding.py'),
+                                          'ulmfit_ext.text.encoding._is_one_column': ( 'text.encoding.html#_is_one_column',
+                                                                                       'ulmfit_ext/text/encoding.py'),
                                           'ulmfit_ext.text.encoding._marked': ('text.encoding.html#_marked', 'ulmfit_ext/text/encoding.py'),
                                           'ulmfit_ext.text.encoding._n_fields': ( 'text.encoding.html#_n_fields',
                                                                                   'ulmfit_ext/text/encoding.py'),
