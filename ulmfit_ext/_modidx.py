@@ -1356,6 +1356,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ulmfit_ext.pipeline.ULMFiT._read_classifier': ( 'pipeline.html#ulmfit._read_classifier',
                                                                                       'ulmfit_ext/pipeline.py'),
                                      'ulmfit_ext.pipeline.ULMFiT._recipe': ('pipeline.html#ulmfit._recipe', 'ulmfit_ext/pipeline.py'),
+                                     'ulmfit_ext.pipeline.ULMFiT._refit_in_time': ( 'pipeline.html#ulmfit._refit_in_time',
+                                                                                    'ulmfit_ext/pipeline.py'),
                                      'ulmfit_ext.pipeline.ULMFiT._show_curve': ( 'pipeline.html#ulmfit._show_curve',
                                                                                  'ulmfit_ext/pipeline.py'),
                                      'ulmfit_ext.pipeline.ULMFiT._sizes': ('pipeline.html#ulmfit._sizes', 'ulmfit_ext/pipeline.py'),
