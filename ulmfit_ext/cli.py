@@ -114,7 +114,8 @@ _examples = ('ulmfit train reviews.csv --text review --label stars',
              'ulmfit train reviews.csv ask.csv --text review --label stars',
              'torchrun --standalone --nproc-per-node 2 --no-python ulmfit train reviews.csv')
 _groups = dict(stopped='What was finished is kept in {out}: the same line goes on from there',
-               Data='text label valid_pct valid test label_delim sep encoding unlabelled unlabelled_sep unlabelled_encoding lang min_freq max_vocab',
+               Data='text label valid_pct valid test unlabelled unlabelled_sep unlabelled_encoding label_delim sep encoding '
+                    'lang min_freq max_vocab',
                Model='out pretrained size directions words',
                Training='lm_epochs minutes epochs recipe balance refit self_train go_on lm_lr lr bs bptt max_len bf16 seed baseline curve')
 

@@ -386,6 +386,7 @@ def fit(self:ULMFiT,
         if refit and has_labels: self._refit_in_time()
     return self
 
+# %% ../nbs/40_pipeline.ipynb #88ab9140
 @patch
 def _refit_in_time(self:ULMFiT):
     "`refit`, or say that there is no time for it"
