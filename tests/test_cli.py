@@ -1,6 +1,7 @@
 "The command `ulmfit`, from outside: whole sessions, bad input, Ctrl-C"
 import errno,gc,gzip,html,importlib.util,io,json,os,random,re,shutil,signal,subprocess,sys,time,warnings
 from pathlib import Path
+from types import SimpleNamespace
 import matplotlib.pyplot as plt,pandas as pd,pytest
 from typer.testing import CliRunner
 import ulmfit_ext.lm as lm,ulmfit_ext.voices as voices,ulmfit_ext.weights as weights,ulmfit_ext.words as words
@@ -344,6 +345,24 @@ def test_unlabelled_and_minutes(home, tmp_path):
     (tmp_path/'folder').mkdir()
     (tmp_path/'folder'/'one.txt').write_text(more.read_text())
     assert '1 unlabelled' in run(small+' --out {} --unlabelled {}', home/'reviews.csv', tmp_path/'b', tmp_path/'folder').stdout
+
+def test_unlabelled_is_read_as_said(home, tmp_path):
+    "By options of its own, which are named where it is misread; those of the tables do not hold for it"
+    line = small+' --out {} --no-refit --no-words --unlabelled {} '
+    reviews(30, 3).to_csv(tmp_path/'more.csv', sep=';', index=False, encoding='utf-16')
+    res = run(line+'--sep , --encoding utf-8', home/'reviews.csv', tmp_path/'a', tmp_path/'more.csv')
+    assert '30 unlabelled' in res.stdout and "or pass --unlabelled-encoding …), separator ';' (or pass --unlabelled-sep …)" in res.stderr
+    def _texts(name, sep=None, encoding=None):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            return cli._unlabelled(SimpleNamespace(text='text', unlabelled=tmp_path/name, unlabelled_sep=sep, unlabelled_encoding=encoding))
+    assert _texts('more.csv', ';', 'utf-16')==reviews(30, 3).text.tolist()
+    (tmp_path/'bad.csv').write_text('text\none, two\nthree, four\n')
+    fails(line, home/'reviews.csv', tmp_path/'b', tmp_path/'bad.csv', says='or pass --unlabelled-sep ')
+    assert _texts('bad.csv', '|')==['one, two','three, four']
+    (tmp_path/'folder').mkdir()
+    for i in range(3): (tmp_path/'folder'/f'{i}.txt').write_text(f'text {i}', encoding='utf-16')
+    assert _texts('folder', encoding='utf-16')==['text 0','text 1','text 2']
 
 def test_a_run_is_told_in_plain_lines(home, tmp_path):
     "An estimate at the start of each stage, the losses of each epoch, and how long it took"

@@ -106,6 +106,16 @@ def test_no_time(make, capsys):
     u.fit(dict(n_epoch=0), how, refit=False, self_train=True)
     assert 'There is no time for self-training' in capsys.readouterr().out and u.guesses is None
 
+def test_no_time_for_the_held_out_texts(make, capsys):
+    "It is said, with what to do; and not where they are not to be learned from, or have been"
+    said = 'There is no time to learn from the 12 held-out texts in the end: give more minutes, or call `refit()`'
+    u = make(minutes=0.001).fit(dict(n_epoch=0), how)
+    assert said in capsys.readouterr().out and u.held_out is None
+    assert u.refit().held_out is not None
+    make(minutes=0.001).fit(dict(n_epoch=0), how, refit=False)
+    make(minutes=5).fit(dict(n_epoch=0), how)
+    assert 'There is no time' not in capsys.readouterr().out
+
 def test_command(tmp_path):
     labelled,more,out = [str(tmp_path/o) for o in ('labelled.csv','more.csv','out')]
     rows[:60].to_csv(labelled, index=False)

@@ -104,6 +104,27 @@ def test_many_classes(fwd, k, tmp_path):
     save_confusion(r, tmp_path/'a.png')
     assert (tmp_path/'a.png').read_bytes().startswith(b'\x89PNG') and plt.get_fignums()==before
 
+def matrix_lines(r):
+    "What is printed of the matrix"
+    lines = str(r).splitlines()
+    at = next(i for i,o in enumerate(lines) if o.startswith('Confusion matrix'))
+    return lines[at+1:lines.index('', at)]
+
+def test_the_matrix_is_printed(fwd):
+    "Few classes: all counts; names that would be too wide, or look alike, have numbers; many: the pairs"
+    said = Answers(dict(forward=9*torch.eye(3)[[0]*1200+[1,2,1,2]]), torch.tensor([0]*1200+[1,1,2,2]))
+    assert matrix_lines(Report(ensemble(fwd, ['news','opinion','ad']), said, ''))==[
+        '          news opinion ad',
+        'news     1,200       -  -',
+        'opinion      -       1  1',
+        'ad           -       1  1']
+    alike = [f'a name that begins like others, {i}, and ends like them' for i in range(3)]
+    assert matrix_lines(Report(ensemble(fwd, alike), said, ''))[0].split()==['1','2','3']
+    long = matrix_lines(Report(ensemble(fwd, [f'{i} and a name of some length' for i in range(10)]), made(3000, 10), ''))
+    assert len(long)==11 and max(map(len, long))<=100 and long[0].split()==[str(i) for i in range(1, 11)] and long[10].startswith('10 9 and')
+    many = str(Report(ensemble(fwd, list('abcdefghijk')), made(300, 11), ''))
+    assert 'Confusion matrix' not in many and many.split('of 11 classes\n')[1].split('\n\n')[0].count('\n')==10
+
 def test_page_needs_nothing_and_runs_nothing(fwd):
     "No script, nothing from elsewhere, pictures inside and in words; names and texts are shown as they are"
     evil  = ['<script>alert(1)</script>','"onload="x','$a_b^','\u202eabc']

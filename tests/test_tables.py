@@ -181,6 +181,22 @@ def test_a_comma_in_texts_is_no_reason_to_leave_it(tmp_path):
     (tmp_path/'b.csv').write_text('text\nGood; really\n')
     assert read_table(tmp_path/'b.csv').text.tolist()==['Good; really']
 
+@pytest.mark.parametrize('sep', ['\t',';','|'])
+@pytest.mark.parametrize('index', [True,False])
+def test_one_column_of_texts_with_commas(tmp_path, sep, index):
+    "Written with another separator, so that commas have no quotes; in one column, no separator stands anywhere"
+    texts = ['Hello, I want, please, my money back','Thanks','Well, no','It came, late', 'Two\nlines, here', 'a "quote", too']
+    pd.DataFrame(dict(text=texts)).to_csv(tmp_path/'a.csv', sep=sep, encoding='utf-16', index=index)
+    with pytest.warns(UserWarning, match='read as UTF-16.*' + ('separator' if index else 'one column .or pass sep=…')):
+        got = read_table(tmp_path/'a.csv')
+    assert got.text.tolist()==texts and got.shape[1]==1+index
+
+def test_a_header_that_lacks_a_name_is_no_single_column(tmp_path):
+    (tmp_path/'a.csv').write_text('text\ngood, really,pos\nbad,neg\n')
+    with fails('line 2 has more fields.*or pass sep= '): read_table(tmp_path/'a.csv')
+    (tmp_path/'b.csv').write_text('text\nnever\n\nseldom\n')
+    assert len(read_table(tmp_path/'b.csv'))==3
+
 @pytest.mark.parametrize('encoding', ['latin-1','utf-16'])
 @pytest.mark.parametrize('file', ['a.txt','a.jsonl','a.json'])
 def test_encodings_of_other_kinds(tmp_path, encoding, file):

@@ -6,8 +6,8 @@
 __all__ = ['train', 'predict', 'evaluate', 'suggest', 'check', 'pretrain', 'serve', 'demo', 'main']
 
 # %% ../nbs/42_cli.ipynb #7d75f56f
-import os,shlex,sys,time,typer
-from contextlib import nullcontext,redirect_stdout
+import os,re,shlex,sys,time,typer,warnings
+from contextlib import contextmanager,nullcontext,redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from .terminal import app,command,is_first,log_to
@@ -22,18 +22,36 @@ def _check_size(size, pretrained):
     if size and pretrained not in (None,'none'):
         raise typer.BadParameter('--size goes without --pretrained: the pretrained model has its own')
 
+@contextmanager
+def _of_unlabelled():
+    "A context in which what is said of `sep=` and `encoding=` is said of the options for --unlabelled"
+    from ulmfit_ext.core import UlmfitError
+    def _named(msg): return re.sub(r'\b(sep|encoding)=', r'unlabelled_\1=', str(msg))
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        warnings.showwarning = lambda msg, *args: show(_named(msg), *args)
+        try: yield
+        except UlmfitError as e: raise UlmfitError(_named(e)) from e
+
+def _unlabelled(o):
+    "The texts of --unlabelled"
+    from ulmfit_ext.text.corpus import TextStream
+    from ulmfit_ext.text.tables import unlabelled_texts
+    how = dict(sep=o.unlabelled_sep, encoding=o.unlabelled_encoding)
+    is_folder = o.unlabelled and o.unlabelled.is_dir()
+    with _of_unlabelled():
+        if is_folder and not any(how.values()): return list(TextStream(o.unlabelled, o.text))
+        return unlabelled_texts(o.unlabelled, 'text' if is_folder else o.text, **how)
+
 def _new_ulmfit(o, df, columns):
     "The `ULMFiT` that the options of `train` ask for, with the data of `df` but not yet trained"
     from ulmfit_ext.pipeline import ULMFiT
-    from ulmfit_ext.text.corpus import TextStream
     pretrained = None if o.pretrained=='none' else 'auto' if not (o.pretrained or o.size) else o.pretrained
     if pretrained is None and o.lm_epochs==0:
         print('Neither a pretrained model nor --lm-epochs: the classifier starts from nothing')
-    is_folder  = o.unlabelled and o.unlabelled.is_dir()
-    unlabelled = list(TextStream(o.unlabelled, o.text)) if is_folder else o.unlabelled
     return ULMFiT.from_df(df, path=o.out, pretrained=pretrained, directions=o.directions, config=o.size or 'small',
                           lang=o.lang, minutes=o.minutes, epochs=(o.lm_epochs,o.epochs), words=o.words, min_freq=o.min_freq,
-                          max_vocab=o.max_vocab, unlabelled=unlabelled,
+                          max_vocab=o.max_vocab, unlabelled=_unlabelled(o),
                           valid_pct=o.valid_pct, valid_col=o.valid, bptt=o.bptt, seed=o.seed, **columns,
                           go_on='auto' if o.go_on else False,
                           **(dict(bs=o.bs) if o.bs else {}))
@@ -96,7 +114,8 @@ _examples = ('ulmfit train reviews.csv --text review --label stars',
              'ulmfit train reviews.csv ask.csv --text review --label stars',
              'torchrun --standalone --nproc-per-node 2 --no-python ulmfit train reviews.csv')
 _groups = dict(stopped='What was finished is kept in {out}: the same line goes on from there',
-               Data='text label valid_pct valid test unlabelled label_delim sep encoding lang min_freq max_vocab',
+               Data='text label valid_pct valid test unlabelled unlabelled_sep unlabelled_encoding label_delim sep encoding '
+                    'lang min_freq max_vocab',
                Model='out pretrained size directions words',
                Training='lm_epochs minutes epochs recipe balance refit self_train go_on lm_lr lr bs bptt max_len bf16 seed baseline curve')
 
@@ -118,6 +137,8 @@ def train(
     valid:str=None, # Column that says which rows to hold out instead (true or false)
     test:Path=None, # Table of labelled texts to test the finished model on
     unlabelled:Path=None, # More text for the language model
+    unlabelled_sep:str=None, # What stands between fields of --unlabelled. If not given: found out, whatever --sep is
+    unlabelled_encoding:str=None, # How --unlabelled is encoded. If not given: found out, whatever --encoding is
     label_delim:str=None, # A text may have several labels, with this between them; alone it says that a text has none
     min_freq:int=3, # Words seen less often than this are unknown words
     max_vocab:int=60000, # Words taken from the texts at most; those of the pretrained model come on top

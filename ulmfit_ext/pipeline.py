@@ -383,8 +383,16 @@ def fit(self:ULMFiT,
         if self_train and self.plan.has_time_for('guesses'): self.self_train()
         elif self_train: print('There is no time for self-training')
         self.plan.drop('guesses')
-        if refit and has_labels and self.plan.has_time_for('refit'): self.refit()
+        if refit and has_labels: self._refit_in_time()
     return self
+
+# %% ../nbs/40_pipeline.ipynb #88ab9140
+@patch
+def _refit_in_time(self:ULMFiT):
+    "`refit`, or say that there is no time for it"
+    n = len(self.dls.valid_idx)
+    if self.plan.has_time_for('refit'): self.refit()
+    elif n: print(f'There is no time to learn from the {n:,} held-out texts in the end: give more minutes, or call `refit()`')
 
 # %% ../nbs/40_pipeline.ipynb #848e93f9
 @patch

@@ -234,6 +234,15 @@ def _pair_table(self:Report, most=10):
     return pd.DataFrame({**names, 'texts': p.texts.map('{:,}'.format), 'share': p.share.map(_percent)})
 
 @patch
+def _matrix_table(self:Report, most=99):
+    "Counts; columns are numbered where their names would need more than `most` characters, or are cut to the same"
+    names = [shown(o, 24) for o in self.matrix.index]
+    cells = [[f'{v:,}' if v else '-' for v in row] for row in self.matrix.to_numpy()]
+    table = pd.DataFrame(cells, index=names, columns=names)
+    if len(set(names))==len(names) and max(map(len, table.to_string().splitlines()))<=most: return table
+    return pd.DataFrame(cells, index=[f'{i} {o}' for i,o in enumerate(names, 1)], columns=range(1, len(names)+1))
+
+@patch
 def _calibration_table(self:Report):
     means = 'mean probability,yes' if self.ens.multi else 'confidence,right'
     def _row(b):
@@ -270,8 +279,9 @@ def __str__(self:Report):
     classes = ('Classes',most) if n<=most else (f'The 8 weakest of {n:,} classes',8)
     parts = [('Voices', self._voice_table()), (classes[0], self._class_table(classes[1]))]
     if self.confused is not None and len(self.confused):
-        title = 'Most often confused' + (f', of {n:,} classes' if n>most_in_matrix else '')
-        parts.append((title, self._pair_table(4).set_index('actual').rename_axis(None).rename(index='{} as'.format)))
+        pairs = self._pair_table().set_index('actual').rename_axis(None).rename(index='{} as'.format)
+        parts.append((f'Most often confused, of {n:,} classes', pairs) if n>10 else
+                     ('Confusion matrix: a row for each actual class, a column for each predicted one', self._matrix_table()))
     parts += [('Calibration' + ', before and after the temperature'*(len(self.bins)>1), self._calibration_table()),
               ('If it answers only where it is sure', self._abstention_table(changes=True))]
     head = f'{self.title}: {self.judgement}\n' + ' '.join(self.notes())

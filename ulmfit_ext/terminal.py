@@ -48,6 +48,8 @@ _facts = dict(
     test        = _Facts('FILE'),
     unlabelled  = _Facts('FILE', more="A table with the same column of texts, a .txt file with a text a line, or a folder of "
                          ".txt files"),
+    unlabelled_sep      = _Facts('CHAR', library='unlabelled_sep'),
+    unlabelled_encoding = _Facts('NAME', library='unlabelled_encoding'),
     sentence    = _Facts('TEXT', letter='-s'),
     label_delim = _Facts('CHARS', library='label_delim'),
     sep         = _Facts('CHAR', library='sep', more="If not given: found out, and said"),

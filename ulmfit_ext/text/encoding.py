@@ -153,7 +153,7 @@ def encoding_name(
     return _shown.get(name, name.removesuffix('-le').removesuffix('-be').upper())
 
 # %% ../../nbs/11_text.encoding.ipynb #abd3c2f6
-_separators = ',;\t|'
+_separators,_never = ',;\t|','\x1f' # ASCII's separator of units: texts do not hold it
 
 def _n_fields(text, sep, is_cut, most=200):
     "How many fields each of the first rows has"
@@ -165,17 +165,23 @@ def _n_fields(text, sep, is_cut, most=200):
     except csv.Error: pass
     return (res[:-1] if is_cut else res)[:most]
 
+def _is_one_column(n_fields):
+    "Do rows vary below a header of one field, a tenth or more without a separator? Else the header may lack names"
+    others = n_fields[1:]
+    return max(others, default=1)>1 and others.count(1)>=len(others)/10
+
 def find_sep(
     text:str, # The beginning of a CSV file
     usual:str=',', # What its name asks for
     is_cut:bool=False, # Does the file go on?
-) -> str: # One of `,`, `;`, tab and `|`
+) -> str: # One of `,`, `;`, tab and `|`; or a character that no text holds, where texts with the usual one are the only column
     "What separates the fields of a CSV file"
     fits = {}   # the share of rows that have as many fields as the header
     for sep in (usual, *_separators):
         n,*others = _n_fields(text, sep, is_cut) or [0]
         if n>1: fits[sep] = sum(o==n for o in others)/len(others) if others else 1.
-    if not fits or fits.get(usual)==1: return usual
+    if not fits: return _never if _is_one_column(_n_fields(text, usual, is_cut)) else usual
+    if fits.get(usual)==1: return usual
     best = max(fits, key=fits.get)
     return best if fits[best]>=(.9 if usual in fits else .5) else usual
 

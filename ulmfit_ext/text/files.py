@@ -68,7 +68,7 @@ def csv_rows(
         if is_blank and n>1: continue
         if len(row)>n:
             raise UlmfitError(f"the row of line {line} has more fields than its header ({listing(header)}): put quotes around texts "
-                              "with separators in them, and none at the end of a line")
+                              "with separators in them, and none at the end of a line, or pass sep= if fields are separated otherwise")
         if len(row)<n and not is_blank:
             n_short += 1
             if len(short)<9: short.append(line)
@@ -385,7 +385,8 @@ def _look(self:TableFile):
     usual = '\t' if self.kind=='tsv' else ','
     if self.kind in ('csv','tsv') and self.sep is None:
         self.sep = find_sep(text, usual, is_cut)
-        if self.sep!=usual: self.said.append(f'separator {sep_name(self.sep)} (or pass sep=…)')
+        found = f'separator {sep_name(self.sep)}' if self.sep in text else 'one column'
+        if self.sep!=usual: self.said.append(f'{found} (or pass sep=…)')
 
 @patch
 def _find_encoding(self:TableFile, head):

@@ -147,12 +147,13 @@ def column_texts(
 
 def unlabelled_texts(
     o, # A list or column of texts, a table or the path of one, or None
-    text_col # Column of the texts, where it is a table with several
+    text_col, # Column of the texts, where it is a table with several
+    **how # `sep` and `encoding` of `read_table`, where it is a path
 ) -> list: # A string for each text
     "Texts without labels, from wherever they are. Raises `UlmfitError` where they cannot be read or all are empty"
     if o is None: return []
     if isinstance(o, (str,Path,pd.DataFrame)) or hasattr(o, 'to_pandas') or not hasattr(o, '__iter__'):
-        df = as_frame(o, 'unlabelled')
+        df = read_table(o, **how) if isinstance(o, (str,Path)) else as_frame(o, 'unlabelled')
         if isinstance(o, (str,Path)) and file_kind(Path(o))=='txt': df = df[df.text.str.strip()!=''] # blank lines are no texts
         o = df.iloc[:,0] if df.shape[1]==1 else get_column(df, text_col, 'text_col')
     if not isinstance(o, pd.Series): o = pd.Series(list(o), dtype=object)
