@@ -6,15 +6,16 @@ from sklearn.metrics import accuracy_score
 from fake_hub import fake_hub
 from made_up import make_df,make_texts
 from ulmfit_ext.classifier import ulmfit_classifier
-from ulmfit_ext.core import UlmfitError
+from ulmfit_ext.core import UlmfitError,load_json,sealed
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit
 from ulmfit_ext.integrations import hub as hub_module
 from ulmfit_ext.integrations.hub import from_pretrained,model_card,push_to_hub
 from ulmfit_ext.measures import calibration_error,chance_error
+from ulmfit_ext.note import score_note
 from ulmfit_ext.pipeline import ULMFiT
-from ulmfit_ext.report import report
+from ulmfit_ext.report import report,scores
 from ulmfit_ext.words import BagOfWords
 
 root  = Path(__file__).parents[1]
@@ -154,8 +155,39 @@ def test_of_a_training(tmp_path):
     assert '9, read by the language models' in card and 'trained once more on all labelled texts' in card and 'Seed: 42' in card
     counts = [list(map(int, o)) for o in re.findall(r'^\| (?:neg|pos) \| (\d+) \| (\d+) \|$', card, re.M)]
     assert np.sum(counts, 0).tolist()==list(n) and np.sum(counts, 1).tolist()==df.label.value_counts().sort_index().tolist()
-    again = model_card(ULMFiT.load(tmp_path))
-    assert 'not noted' in again
+    assert re.search(r'\| all \| [\d.]+ \| [\d.]+ \|', card) and '| before the temperatures |' in card and '- Trained: 20' in card
+    for again in (ULMFiT.load(tmp_path), tmp_path, str(tmp_path/'model'), load_ulmfit(tmp_path/'model')): assert model_card(again)==card
+    copy = load_ulmfit(ULMFiT.load(tmp_path).save(tmp_path/'copy'))
+    assert model_card(copy)==card
+    with_test = model_card(tmp_path, test=make_df(50, seed=9))
+    assert f'on {n[1]} texts held out' in with_test.lower() and 'on 50 test texts' in with_test
+    copy.weigh(make_df(50, seed=9))
+    assert 'No scores were noted' in model_card(copy) and f'{n[0]} texts for training' in model_card(copy), 'it answers otherwise now'
+
+def test_a_folder_of_an_earlier_version_has_no_note(saved, ens, tmp_path):
+    "And one with a note has no other files, and is sealed as ever"
+    assert 'note' not in load_json(saved/'config.json')
+    answers = ens.answers(df=make_df(50, seed=9))
+    other = load_ulmfit(saved)
+    other.note = dict(sets={'training': (7, [3,4])}, facts={'Seed': '42'}, scored={'texts | <b>': score_note(ens, answers)})
+    path = other.save(tmp_path/'model')
+    assert {o.name for o in path.iterdir()}=={o.name for o in saved.iterdir()}
+    card,config = model_card(path),load_json(path/'config.json')
+    assert '| neg | 3 |' in card and '- Seed: 42' in card and f"{scores(ens, answers).accuracy['all']:.4f}" in card
+    config['note']['sets']['training'][0] = 8
+    (path/'config.json').write_text(json.dumps(config))
+    with raises('its hash says that it is not what was saved'): model_card(path)
+    (path/'config.json').write_text(json.dumps(sealed({**config, 'note': {'sets': 7}})))
+    with raises('What the model notes of its training is damaged'): model_card(path)
+    assert same(load_ulmfit(path), ens)
+
+def test_a_run_is_saved_where_it_cannot_be_scored(tmp_path):
+    "A metric that goes wrong costs the scores in the note, and not the model"
+    u = make(tmp_path, make_df(40), pretrained=None).fit(dict(n_epoch=0), clas, refit=False)
+    def broken(pred, targ): raise ZeroDivisionError('a metric')
+    u.learns['bwd'].metrics = [broken]
+    with pytest.warns(UserWarning, match='The scores are not noted with the model'): u.save()
+    assert 'No scores were noted' in model_card(tmp_path)
 
 def test_odd_class_names(tmp_path):
     df = make_df(60)

@@ -3,6 +3,7 @@ import json,random,warnings
 from pathlib import Path
 import numpy as np,pandas as pd,pytest,torch
 from fastai.text.all import CrossEntropyLossFlat,ProgressCallback,defaults,set_seed
+from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
@@ -250,12 +251,30 @@ def test_all_voices_are_explained(trained):
     assert np.allclose(loaded.table.contribution, why.table.contribution, atol=1e-4)
     assert text[slice(*map(int, why.table.set_index('token').loc['lovely',['start','end']]))]=='lovely'
 
+def test_gradients_put_tokens_in_the_order_of_deletion():
+    "Spearman's rank correlation of the two, the mean over new texts: of each direction alone, and of all voices together"
+    dls = ulmfit_dls(reviews(), seed=0, bs=8, min_freq=1, cache=False, progress=False)
+    set_seed(0)
+    learns = [ulmfit_classifier(o, dict(emb_sz=16, n_hid=24, n_layers=2), .2) for o in (dls.clas_fwd,dls.clas_bwd)]
+    for learn in learns:
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(10, .03)
+    ens = BidirEnsemble(*learns, words=BagOfWords.fit(dls.tokens(dls.train_idx), [dls.y[i] for i in dls.train_idx], dls.classes))
+    def _rank(ens, text): return spearmanr(*[ens.explain(text, 'pos', how).table.contribution for how in ('gradients','deletion')])[0]
+    def _mean(ens): return np.mean([_rank(ens, o) for o in reviews(12, seed=7).text])
+    assert all(_mean(BidirEnsemble(o))>.3 for o in learns) and _mean(ens)>.7
+
 def test_it_is_shown_as_it_was_written(trained, tmp_path):
     why  = trained.ensemble.explain('a <b>lovely</b> film & "plot"')
     page = why._repr_html_()
     assert '&lt;' in page and '&amp;' in page and '<b>lovely' not in page and '<b><' not in page
     why.save(tmp_path/'why.html')
     assert page in (tmp_path/'why.html').read_text(encoding='utf-8')
+
+def test_where_it_cannot_be_written(trained, tmp_path):
+    why = trained.ensemble.explain('a lovely film')
+    (tmp_path/'file').touch()
+    for path,says in ((tmp_path/'file'/'why.html','cannot write'), (tmp_path,'is a folder')):
+        with fails(says): why.save(path)
 
 @pytest.mark.parametrize('text', ['', ' ', 'xyz', '👍🏽 ﬁlm', 'İstanbul İ', 'a'*300, '\n\n\t'])
 def test_any_text_can_be_explained(trained, text):

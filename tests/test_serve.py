@@ -161,6 +161,15 @@ def test_a_file_of_many_parts(ens, web, monkeypatch):
     assert back.text.tolist()==texts and back.columns.tolist()==ens.predict_df(df, progress=False).columns.tolist()
     close(back[ens.classes], ens.predict_df(df, progress=False)[ens.classes])
 
+def test_how_a_file_is_read_is_said_to_who_sent_it(ens, web, recwarn):
+    "In the answer, and not in the server's terminal with a path and options that this server has not"
+    data = 'id;text\n1;ein süßer Hund, größer als die Straße\n2;çà et là, très bien\n'
+    response = send(web, data.encode('latin-1'), name='Anna & Bo.csv')
+    assert response.headers['x-read-as']=="Latin-1, separator ';'" and table(response).text[0].startswith('ein süßer Hund,')
+    assert not [o for o in recwarn if 'is read as' in str(o.message)]
+    assert 'x-read-as' not in send(web, 'text\na cat\n').headers
+    says(send(web, 'text\n', name='none.csv'), 422, "'none.csv' has a header and no rows")
+
 def test_a_column_alone_needs_no_name(web):
     assert table(send(web, 'review\na cat\n')).review.tolist()==['a cat']
     assert table(send(web, 'a cat\na dog\n', name='pets.txt')).text.tolist()==['a cat','a dog']

@@ -104,6 +104,12 @@ def test_upload_and_download(ens, page, tmp_path):
     back = pd.read_csv(tmp_path/'back.csv', keep_default_na=False)
     assert back.review.tolist()==texts and back.label.tolist()==ens.predict_df(texts, progress=False).label.tolist()
 
+def test_how_a_file_was_read_is_shown(page, tmp_path):
+    (tmp_path/'katzen.csv').write_bytes('id;text\n1;eine süße Katze\n2;größer als die Straße\n'.encode('latin-1'))
+    page.set_input_files('#file', tmp_path/'katzen.csv')
+    page.click('#send')
+    assert "katzen.csv was read as Latin-1, separator ';'" in shown(page, '#result')
+
 def test_files_that_are_wrong(page, tmp_path):
     (tmp_path/'big.csv').write_text('text\n'+'a cat\n'*200_000)
     page.set_input_files('#file', tmp_path/'big.csv')

@@ -114,6 +114,7 @@ class BidirEnsemble:
         self.fwd,self.bwd = self.learners.get('forward'),self.learners.get('backward')
         self.first = models[0] # for what both have in common
         self.words,self.mixture = words,mixture
+        self.note = None # what is known of the training, as `training_note` has it, and is saved with the ensemble
         self.quantize,self._predictors = quantize,{}
 
     @property
@@ -439,7 +440,9 @@ def weigh(self:BidirEnsemble,
     **kwargs
 ) -> BidirEnsemble: # Itself
     "Find the weights and temperatures of the voices, where words are counted: `fit_mixture`"
-    if self.words is not None: self.mixture = fit_mixture(*self.answers(*args, **kwargs), self.multi)
+    if self.words is not None:
+        self.mixture = fit_mixture(*self.answers(*args, **kwargs), self.multi)
+        if self.note: self.note = {**self.note, 'scored': {}} # it answers otherwise now
     return self
 
 # %% ../nbs/33_ensemble.ipynb #dc449ead
@@ -448,7 +451,7 @@ def save(self:BidirEnsemble,
     path, # Folder to write; a model that is there is replaced when the new one is complete
 ): # The folder
     "Save the ensemble as a model folder: `save_ulmfit`"
-    return write_models(list(self.models.values()), path, self.words, self.mixture)
+    return write_models(list(self.models.values()), path, self.words, self.mixture, self.note)
 
 @patch
 def to_onnx(self:BidirEnsemble,

@@ -10,6 +10,7 @@ import html
 import numpy as np,pandas as pd,torch
 from .core import *
 from .core import patch
+from .text.write import *
 from .counts import *
 from .mixture import *
 from .reader import *
@@ -181,10 +182,10 @@ def _repr_html_(self:Explanation):
 def save(self:Explanation,
     path, # HTML file to write
 ):
-    "Write a page with the coloured text. Raises `OSError` where it cannot be written"
+    "Write a page with the coloured text. Raises `UlmfitError` where it cannot be written"
     head = f'<meta charset="utf-8"><title>{html.escape(str(self.label))}</title>'
     page = f'<!doctype html><html>{head}<body>{self._repr_html_()}</body></html>'
-    with atomic_write(as_path(path)) as tmp: tmp.write_text(page, encoding='utf-8')
+    with new_file(as_path(path)) as tmp: tmp.write_text(page, encoding='utf-8')
 
 # %% ../nbs/37_explain.ipynb #4092120a
 @patch

@@ -32,6 +32,7 @@ def load_ulmfit(
     words,mixture = read_words(path)
     res = BidirEnsemble(*models, words=words, quantize=quantize, mixture=mixture)
     res.path = as_path(path)   # the run that made it may be around it
+    res.note = read_config(res.path).get('note')
     return res
 
 # %% ../nbs/34_export.ipynb #367885ce

@@ -301,9 +301,11 @@ def write_models(
     path, # Folder to write; a model that is there is replaced when the new one is complete
     words:BagOfWords=None, # What counts words beside them; None: nothing does
     mixture:Mixture=None, # Weights and temperatures of all voices; None: equal ones
+    note:dict=None, # What else `config.json` is to say as `note`, of the training; None: nothing
 ) -> Path: # The folder
     "Save as safetensors and JSON. Raises `UlmfitError` where `path` cannot be written, or holds anything but a model"
     config,vocab = _config_of(models, words, mixture),list(models[0].processor.vocab)
+    if note: config['note'] = note
     return write_folder(path, config, vocab, {o.side: o.module for o in models}, words)
 
 # %% ../nbs/31_model.ipynb #57e158ae

@@ -267,8 +267,9 @@ def fit_classifier(self:ULMFiT,
         self.learns = self._classifiers('classifier', self.dls, **self.how)
         self._ensemble,self.held_out,self.guesses = None,None,None
         self.plan.hide()
-        if len(self.dls.valid_idx): weigh_voices(self.ensemble, self.answers())
-        self.save()
+        said = self.answers() if len(self.dls.valid_idx) else None
+        if said: weigh_voices(self.ensemble, said)
+        self.save(said=said)
         note_result(self.path, self.key, classifier=given)
     return self
 

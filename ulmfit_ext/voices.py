@@ -16,6 +16,7 @@ from .words import *
 from .scores import *
 from .ensemble import *
 from .label_file import *
+from .note import *
 
 # %% ../nbs/36_voices.ipynb #b3143dbb
 @rank0_first()
@@ -137,8 +138,11 @@ def to_onnx(self:Answering,
 @patch
 def save(self:Answering,
     path=None, # Folder; None: `path/model`, or the folder that `load` read
+    said:Answers=None, # What it says of the held-out texts, if that is known, for the note; None: it is asked
 ) -> Path: # The folder
-    "Save the trained classifier as a model folder"
+    "Save the trained classifier as a model folder, with a note of its training"
     path = as_path(path or self.folder)
-    if not rank_distrib(): self.ensemble.save(path)
+    if not rank_distrib():
+        self.ensemble.note = training_note(self, said) or self.ensemble.note
+        self.ensemble.save(path)
     return path

@@ -6,10 +6,8 @@
 __all__ = ['model_card', 'push_to_hub', 'from_pretrained']
 
 # %% ../../nbs/41_integrations.hub.ipynb #492ab9df
-import html,json,platform,shutil,tempfile
-from collections import Counter
+import html,json,shutil,tempfile
 from datetime import date
-from importlib.metadata import PackageNotFoundError,version
 from pathlib import Path
 import pandas as pd
 from ..core import *
@@ -20,67 +18,14 @@ from ..ensemble import *
 from ..export import *
 from ..measures import *
 from ..report import *
+from ..note import *
 
 # %% ../../nbs/41_integrations.hub.ipynb #00f1110c
-def _class_counts(classes, labels):
-    "How many of `labels`, each a class or a list of them, name each class"
-    n = Counter(str(c) for o in labels for c in (o if isinstance(o, (list,tuple)) else [o]))
-    return [n[str(c)] for c in classes]
-
 def _counts_in(ens, df, label_col, label_delim):
     "How often each class is a label in a table"
     labels = get_column(df, label_col, 'label_col')
     targs  = label_targets(labels, ens.classes, ens.multi, ens.delim(label_delim)).long()
     return (targs.sum(0) if ens.multi else targs.bincount(minlength=len(ens.classes))).tolist()
-
-# %% ../../nbs/41_integrations.hub.ipynb #878a93b1
-def _keeps_lms(model):
-    "Are the language models those of an earlier run?"
-    return model.before is not None and isinstance(model.pretrained, dict)
-
-def _began_with(model):
-    "What the language model of a run began with, at first: a name, a path, or None for nothing"
-    if not _keeps_lms(model): return model.pretrained
-    asked = model.before.asked.get('pretrained')
-    if asked!='auto': return asked
-    side   = model.sides[0]   # what 'auto' was is noted with the language model
-    cards  = load_json(as_path(model.pretrained[side])/'config.json').get('directions', {})
-    chosen = cards.get('backward' if side=='bwd' else 'forward', {}).get('pretrained', 'None')
-    return None if chosen=='None' else chosen
-
-def _language_model(model):
-    "How the language model of a run was made, in words"
-    start,kept = _began_with(model),_keeps_lms(model)
-    paths = start.values() if isinstance(start, dict) else [start]
-    names = listing({f'`{Path(str(o)).name}`': None for o in paths})
-    if not (kept or model.lms):
-        return 'none: training began with random weights' if start is None else f'{names}, left as it is: not fine-tuned on these texts'
-    made = 'learned from the texts alone' if start is None else f'fine-tuned from {names}'
-    if not kept: return made
-    return f"{made}, in an earlier run{' and in this one' if model.lms else ', and kept'}"
-
-# %% ../../nbs/41_integrations.hub.ipynb #5f97d2ee
-def _known_of_training(model, ens):
-    "Counts of each class by set, further facts, and answers to the texts held out, of an `ULMFiT` that was trained here"
-    dls = getattr(model, 'dls', None)
-    if dls is None or not getattr(model, 'sides', ()): return {},{},{}
-    def _counts(rows): return len(rows),_class_counts(ens.classes, [dls.y[i] for i in rows])
-    sets = {'training': _counts(dls.train_idx), 'held out': _counts(dls.valid_idx)}
-    facts  = {'Language model': _language_model(model)}
-    others = len(dls.offs)-1-len(dls.labelled)
-    if others>0: facts['Texts without labels'] = f"{others:,}, {'' if model.lms else 'not '}read by the language models"
-    if model.held_out is not None: facts['In the end'] = 'trained once more on all labelled texts, those held out too'
-    if model.seed is not None: facts['Seed'] = str(model.seed)
-    said = {f'{len(dls.valid_idx):,} texts held out from the training': model.answers()} if len(dls.valid_idx) else {}
-    return sets,facts,said
-
-def _versions():
-    "The versions that matter, in words"
-    res = {'Python': platform.python_version()}
-    for o in ('ulmfit_ext','torch','spacy','fastai'):
-        try: res[o] = version(o)
-        except PackageNotFoundError: pass
-    return ', '.join(f'{k} {v}' for k,v in res.items())
 
 # %% ../../nbs/41_integrations.hub.ipynb #029203a5
 def _cell(o): return html.escape(shown(o), quote=False).replace('|', '\\|')
@@ -103,21 +48,21 @@ def _data_part(ens, sets, most=100):
     total = ', '.join(f'{n:,} texts {k}' if k=='held out' else f'{n:,} texts for {k}' for k,(n,_) in sets.items())
     return f'{total}. How often each class is a label:\n\n{_markdown(table[:most])}{rest}'
 
-def _score_part(ens, said):
-    if not said: return 'No scores were noted.'
+def _score_part(scored):
+    if not scored: return 'No scores were noted.'
     parts = []
-    for title,answers in said.items():
-        table = scores(ens, answers).map('{:.4f}'.format)
+    for title,o in scored.items():
+        table = pd.DataFrame.from_dict(o['voices'], orient='index').map('{:.4f}'.format)
         table = _markdown(table.rename_axis('voice').reset_index())
         parts.append(f'On {title}; F1 is the mean over the classes:\n\n{table}')
     return '\n\n'.join(parts)
 
 # %% ../../nbs/41_integrations.hub.ipynb #92eb7832
-def _calibration_part(ens, said):
+def _calibration_part(ens, scored):
     "How far the probabilities can be believed, on the last set that was scored"
-    if not said: return 'It was not measured.'
-    title,answers = list(said.items())[-1]
-    bins  = Report(ens, answers, title).bins
+    if not scored: return 'It was not measured.'
+    title,noted = list(scored.items())[-1]
+    bins  = {k: pd.DataFrame(b, columns=['answers','confidence','right']) for k,b in noted['bins'].items()}
     names = dict(before='before the temperatures', after='as it answers')
     rows  = [(names[k], f'{calibration_error(b):.4f}', f'{chance_error(b):.4f}') for k,b in bins.items()]
     found = ''
@@ -136,14 +81,14 @@ def _languages(ens, languages):
     languages = [languages] if isinstance(languages, str) else list(languages)
     return ['multilingual' if o=='xx' else o for o in languages]
 
-def _head(ens, name, licence, languages, said):
+def _head(name, licence, languages, scored):
     "What a hub reads: YAML between two lines of hyphens, each value as JSON has it, which YAML reads too"
     head = dict(library_name='ulmfit_ext', pipeline_tag='text-classification', language=languages, tags=['ulmfit'])
     if licence: head['license'] = licence
-    if said:
-        title,answers = list(said.items())[-1]
-        last = scores(ens, answers).iloc[-1]
-        metrics = [dict(type=k, value=round(float(v), 4)) for k,v in (('accuracy', last.accuracy), ('f1', last.F1))]
+    if scored:
+        title,noted = list(scored.items())[-1]
+        last = list(noted['voices'].values())[-1]
+        metrics = [dict(type=k.lower(), value=round(last[k], 4)) for k in ('accuracy','F1')]
         result = dict(task=dict(type='text-classification'), dataset=dict(name=title, type='own'), metrics=metrics)
         head['model-index'] = [dict(name=name, results=[result])]
     return '---\n' + '\n'.join(f'{k}: {json.dumps(v, ensure_ascii=False)}' for k,v in head.items()) + '\n---'
@@ -188,7 +133,7 @@ No code is run on loading: the files are JSON and safetensors, and are compared 
 
 # %% ../../nbs/41_integrations.hub.ipynb #46f89f00
 def model_card(
-    model, # A trained `ULMFiT` or `UlmfitClassifier`, a `BidirEnsemble`, or the path of a model folder
+    model, # A trained `ULMFiT` or `UlmfitClassifier`, a `BidirEnsemble`, or the path of a model folder, or of the run around it
     name:str='model', # What it is called, as on the hub: `user/model`
     train=None, # Table of the training texts, to count its labels, where `model` does not know them; rows without one are left out
     test=None, # Table of labelled texts that the model has not seen, to score it on; rows without a label are left out
@@ -201,23 +146,24 @@ def model_card(
 ) -> str: # Markdown, with what a hub reads at the top
     "The card of a classifier. Raises `UlmfitError` where `model` is none, or a table does not fit it"
     ens = as_ensemble(model)
-    sets,facts,said = _known_of_training(model, ens)
+    if note := training_note(model): ens.note = note
+    sets,facts,scored = read_note(ens)
     for key,df in (('training', train), ('testing', test)):
         if df is None: continue
         df = labelled_rows(df, text_col, label_col, ens.delim(label_delim) if ens.multi else None)
         sets[key] = len(df),_counts_in(ens, df, label_col, label_delim)
         if key=='training': continue
         answers = ens.answers(df=df, text_col=text_col, label_col=label_col, label_delim=label_delim)
-        said[f'{len(df):,} test texts'] = answers
+        scored[f'{len(df):,} test texts'] = score_note(ens, answers)
     languages = _languages(ens, languages)
-    facts = {'Written on': date.today().isoformat(), 'Versions there': _versions(), **facts,
+    facts = {'Written on': date.today().isoformat(), 'Versions there': known_versions(), **facts,
              **_weights_of_classes(ens), 'Vocabulary': f'{len(ens.first.processor.vocab):,} tokens', 'Languages': listing(languages),
              'Licence': licence or 'none was given: ask the author before you use it'}
     return _template.format(
-        head=_head(ens, name, licence, languages, said), name=name, about=about.strip() or 'Its author has not described it.',
+        head=_head(name, licence, languages, scored), name=name, about=about.strip() or 'Its author has not described it.',
         kind='any' if ens.multi else 'one', n_classes=len(ens.classes), data=_data_part(ens, sets),
-        voices=listing([*ens.models, *([] if ens.words is None else ['counted words'])]), scores=_score_part(ens, said),
-        calibration=_calibration_part(ens, said), facts='\n'.join(f'- {k}: {v}' for k,v in facts.items()))
+        voices=listing([*ens.models, *([] if ens.words is None else ['counted words'])]), scores=_score_part(scored),
+        calibration=_calibration_part(ens, scored), facts='\n'.join(f'- {k}: {v}' for k,v in facts.items()))
 
 # %% ../../nbs/41_integrations.hub.ipynb #38fabfd6
 def _hub():

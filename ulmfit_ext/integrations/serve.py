@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import ulmfit_ext,ulmfit_ext.explain   # which gives `BidirEnsemble.explain`
 from ..core import *
 from ..text.files import *
-from ..text.tables import *
 from ..text.write import *
 from ..folder import *
 from ..ensemble import *
@@ -96,7 +95,7 @@ def _check_unpacked(path, name, kind, limits):
     raise UlmfitError(f"'{name}' holds {mb:,.0f} MB when it is unpacked, and {10*limits.mb:,} are allowed: send it in parts")
 
 def _read_upload(name, data, limits):
-    "The table in `data`, bytes of a file called `name`. Raises `UlmfitError` where it is none"
+    "The table in `data`, bytes of a file called `name`, and what was found out of how to read it. Raises `UlmfitError` where it is none"
     kind,name = file_kind(Path(name)),shown(name)
     if name.lower().endswith('.gz') or kind not in table_kinds:
         raise UlmfitError(f"'{name}' is not of a kind that is read here: send one of {', '.join(table_kinds)}, without .gz")
@@ -104,7 +103,11 @@ def _read_upload(name, data, limits):
         path = Path(d)/f'table.{kind}'
         path.write_bytes(data)
         if kind in ('xlsx','parquet') and data: _check_unpacked(path, name, kind, limits)
-        try: return read_table(path)
+        try:
+            file = TableFile(path, tell=False)
+            df,  = file.parts()
+            if len(df): return df,', '.join(file.said)
+            raise UlmfitError(f"'{name}' has a header and no rows: it needs a row for each text")
         except UlmfitError as e: raise UlmfitError(str(e).replace(str(path), name)) from None
 
 # %% ../../nbs/41_integrations.serve.ipynb #d9acff70
@@ -334,9 +337,9 @@ def _add_files(app, ens, limits, problems):
     from fastapi.responses import StreamingResponse
     files = _Turns(1, limits.waiting)
     def _begin(name, data, text):
-        df = _read_upload(name, data, limits)
+        df,how = _read_upload(name, data, limits)
         parts = _labelled(ens, df, _column_of(df, text, limits))
-        return len(df),next(parts),parts
+        return len(df),how,next(parts),parts
 
     async def _rest(first, parts):
         yield first
@@ -349,11 +352,14 @@ def _add_files(app, ens, limits, problems):
     async def file(request:Request,
                    name:Annotated[str, Query(description='Name of the file: its ending says how it is read')]='table.csv',
                    text:Annotated[str, Query(description='Column that holds the texts')]='text'):
-        "A table of texts, which comes back as CSV with label, confidence and the probability of each class in each row."
+        """A table of texts, which comes back as CSV with label, confidence and the probability of each class in each row.
+
+        What was found out of how to read it, such as its encoding, is in the header `X-Read-As`."""
         data = b''.join([o async for o in request.stream()])
-        n,first,parts = await files.ask(_begin, name, data, text)
+        n,how,first,parts = await files.ask(_begin, name, data, text)
         return StreamingResponse(_rest(first, parts), media_type='text/csv; charset=utf-8',
-                                 headers={'X-Rows': str(n), 'Content-Disposition': 'attachment; filename="labelled.csv"'})
+                                 headers={'X-Rows': str(n), **({'X-Read-As': how} if how else {}),
+                                          'Content-Disposition': 'attachment; filename="labelled.csv"'})
 
 # %% ../../nbs/41_integrations.serve.ipynb #fb9ff0dd
 def make_app(

@@ -311,6 +311,7 @@ class TableFile:
         sep:str=None, # What stands between fields of CSV; None: found out
         encoding:str=None, # How its text is encoded; None: found out
         kind:str=None, # One of `table_kinds`; None: by the name, of standard input by its beginning
+        tell:bool=True, # Say what was found out? It stands in `said` too
     ):
         "Raises `UlmfitError` where the file is missing, empty or of another kind"
         self.path = Path(path)
@@ -320,9 +321,11 @@ class TableFile:
         self._check()
         self.sep,self.encoding = sep and check_sep(sep),encoding and check_encoding(encoding)
         self.stdin = _peekable(sys.stdin.buffer) if self.is_stdin else None
-        self.said = []
+        self.said = {} # what was found out, and the parameter that says otherwise, or None
         with self._errors(): self._look()
-        if self.said: warnings.warn(f"'{self.name}' is read as {', '.join(self.said)}", stacklevel=3)
+        if not self.said or not tell: return
+        said = [o if k is None else f'{o} (or pass {k}=…)' for o,k in self.said.items()]
+        warnings.warn(f"'{self.name}' is read as {', '.join(said)}", stacklevel=3)
 
     def __repr__(self): return f"TableFile '{self.name}': {self.kind}, {', '.join(self.said) or 'as its name says'}"
     def _errors(self): return reading_file(self.name, self.kind)
@@ -381,16 +384,16 @@ def _look(self:TableFile):
     text = text.removeprefix('\ufeff')
     if self.kind=='json' and _has_lines(text):
         self.kind = 'jsonl'
-        self.said.append('a JSON object a line')
+        self.said['a JSON object a line'] = None
     usual = '\t' if self.kind=='tsv' else ','
     if self.kind in ('csv','tsv') and self.sep is None:
         self.sep = find_sep(text, usual, is_cut)
         found = f'separator {sep_name(self.sep)}' if self.sep in text else 'one column'
-        if self.sep!=usual: self.said.append(f'{found} (or pass sep=…)')
+        if self.sep!=usual: self.said[found] = 'sep'
 
 @patch
 def _find_encoding(self:TableFile, head):
     if self.is_stdin: self.encoding = find_encoding(io.BytesIO(head), is_cut=True)
     else:
         with self._opened() as f: self.encoding = find_encoding(f)
-    if encoding_name(self.encoding)!='UTF-8': self.said.append(f'{encoding_name(self.encoding)} (or pass encoding=…)')
+    if encoding_name(self.encoding)!='UTF-8': self.said[encoding_name(self.encoding)] = 'encoding'

@@ -189,7 +189,8 @@ async function labelFile(file) {
     throw new Error(said.detail);
   }
   const rows = Number(response.headers.get('X-Rows'));
-  offer(await readParts(response, rows), rows, (performance.now() - began)/1000);
+  const how = response.headers.get('X-Read-As');   // only where it had to be found out
+  offer(await readParts(response, rows), rows, (performance.now() - began)/1000, how ? `; ${file.name} was read as ${how}` : '');
 }
 
 async function readParts(response, total) {
@@ -224,12 +225,12 @@ function offerColumns(names) {              // a button for each: pressed, the f
   }));
 }
 
-function offer(parts, rows, seconds) {
+function offer(parts, rows, seconds, how) {
   const link = byId('download');
   if (link.href) URL.revokeObjectURL(link.href);
   link.href = URL.createObjectURL(new Blob(parts, {type: 'text/csv'}));
   link.download = byId('file').files[0].name.replace(/\.[^.]*$/, '') + '-labelled.csv';
-  byId('summary').textContent = `${count(rows)} ${rows === 1 ? 'row' : 'rows'}, in ${seconds.toFixed(1)} s`;
+  byId('summary').textContent = `${count(rows)} ${rows === 1 ? 'row' : 'rows'}, in ${seconds.toFixed(1)} s${how}`;
   byId('result').hidden = false;
 }
 
