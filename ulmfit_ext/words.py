@@ -229,7 +229,7 @@ def _found_classes(labels, multi):
     except TypeError:
         raise UlmfitError(f"The labels are of several types ({listing(found)}): make all of them strings, or give `classes`") from None
 
-# %% ../nbs/24_words.ipynb #03ad3b69
+# %% ../nbs/24_words.ipynb #2f7b76d2
 def _features(way, counts, chars, most):
     "What `_cross_validate` wants, for a way to count"
     keep,idf,directions = way
@@ -259,6 +259,7 @@ def _choose(texts, unlabelled, targs, multi, most, weights, chars):
     _,C,acc,out = max(found, key=lambda o: o[0]) # of equals the smaller C
     return *out,C,float(acc)
 
+# %% ../nbs/24_words.ipynb #03ad3b69
 @patch
 def fit(cls:BagOfWords,
     texts, # Training texts: strings, or a list of tokens for each
