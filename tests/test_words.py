@@ -296,12 +296,29 @@ def test_empty_texts_without_a_label():
     bag = BagOfWords.fit(texts, labels, unlabelled=[['']]*50+[[]]*50)
     assert bag.logits(texts).isfinite().all()
 
-def test_fewer_columns_give_the_same_regression():
+@pytest.mark.parametrize('wrong', ['a text', b'bytes', 5, pd.DataFrame(dict(text=['a']))])
+def test_unlabelled_at_the_door(wrong):
+    with pytest.raises(UlmfitError, match='unlabelled is to be a list of texts'): BagOfWords.fit(['a','b'], ['x','y'], unlabelled=wrong)
+
+def test_one_long_text_without_a_label_costs_no_other():
+    from ulmfit_ext.words import _some
+    texts = [['a']*10]*20 + [['b']*1000]
+    assert len(_some(texts, 500))==20
+
+@pytest.mark.parametrize('dense', [True,False])
+def test_row_space_is_the_same_regression(dense):
     from scipy.sparse import csr_matrix
-    from ulmfit_ext.words import _smaller
-    X = csr_matrix(np.random.default_rng(0).normal(size=(30,200)))
-    X = csr_matrix(np.concatenate([X.toarray(), X.toarray()[:5]])) # five texts twice
-    F,back = _smaller(X)
-    assert F.shape==(35,30)
-    np.testing.assert_allclose(X@back, F, atol=1e-8)
-    np.testing.assert_allclose(F@F.T, (X@X.T).toarray(), atol=1e-8)
+    from ulmfit_ext.words import _row_space
+    X = np.random.default_rng(0).normal(size=(30,200))
+    X = np.concatenate([X, X[:5], np.zeros((1,200))]) # five texts twice, and an empty one
+    F,back = _row_space(X if dense else csr_matrix(X))
+    assert F.shape==(36,30)
+    np.testing.assert_allclose(F@F.T, X@X.T, atol=1e-8)
+    w = np.random.default_rng(1).normal(size=(30,2))
+    np.testing.assert_allclose(X@back(w), F@w, atol=1e-8)
+
+def test_empty_texts_have_a_bias():
+    from scipy.sparse import csr_matrix
+    from ulmfit_ext.words import _regressions
+    (coef,bias), = _regressions(csr_matrix((6,300)), np.eye(2)[[0]*4+[1]*2], False, [1], np.ones(6))
+    assert bias[0]>bias[1] and not coef.any()

@@ -71,34 +71,40 @@ def _weights(targs, multi, balance=False):
     w = 1/n[targs.argmax(1)]
     return w/w.mean()
 
-def _smaller(X):
-    "A matrix of fewer columns whose rows have the same products, and what coefficients for it are multiplied with"
-    from scipy.sparse import eye_array
-    if X.shape[0]>=min(X.shape[1], 1000): return X,eye_array(X.shape[1])
-    squares,U = np.linalg.eigh((X@X.T).toarray())
+def _row_space(X):
+    "`X` in the space of its rows, which have the same products there; and a function that brings coefficients back"
+    if X.shape[0]>=min(X.shape[1], 1000): return X,lambda w: w
+    products  = X@X.T                                              # (texts, texts)
+    squares,U = np.linalg.eigh(products if isinstance(products, np.ndarray) else products.toarray())
     keep = squares>1e-9
+    if not keep.any(): return X,lambda w: w
     U,sizes = U[:,keep],np.sqrt(squares[keep])
-    return U*sizes,X.T@(U/sizes)
+    return U*sizes,lambda w: X.T@((U/sizes)@w)
 
-def _regressions(X, targs, multi, Cs, weights):
-    "For each of `Cs` the coefficients, shape (terms, classes), and biases. `targs`: ones and zeros, shape (texts, classes)"
+def _each_C(X, targs, Cs, weights):
+    "For each of `Cs` coefficients and biases, where a text has one label"
     from sklearn.linear_model import LogisticRegression
-    if multi:
-        labels = [_regressions(X, np.stack([1-t,t], 1), False, Cs, w) for t,w in zip(targs.T, weights.T)] # no and yes, for each label
-        for fits in zip(*labels): yield np.stack([w[:,1]-w[:,0] for w,_ in fits], 1),np.array([b[1]-b[0] for _,b in fits])
-        return
     y,present = targs.argmax(1),np.flatnonzero(targs.any(0))
-    X,back = _smaller(X)
     model = LogisticRegression(max_iter=1000, warm_start=True)
     for C in Cs:
-        coef,bias = np.zeros((back.shape[0], targs.shape[1])),np.full(targs.shape[1], _absent)
+        coef,bias = np.zeros((X.shape[1], targs.shape[1])),np.full(targs.shape[1], _absent)
         bias[present] = 0.
         if len(present)>1 and X.shape[1]:
             model.set_params(C=C).fit(X, y, weights)
             w,b = model.coef_,model.intercept_
             if len(w)==1: w,b = np.concatenate([-w,w])/2,np.concatenate([-b,b])/2 # of two classes it has the second
-            coef[:,present],bias[present] = back@w.T,b
+            coef[:,present],bias[present] = w.T,b
         yield coef,bias
+
+def _each_C_multi(X, targs, Cs, weights):
+    "The same for texts with any number of labels: a no and a yes for each"
+    labels = [_each_C(X, np.stack([1-t,t], 1), Cs, w) for t,w in zip(targs.T, weights.T)]
+    for fits in zip(*labels): yield np.stack([w[:,1]-w[:,0] for w,_ in fits], 1),np.array([b[1]-b[0] for _,b in fits])
+
+def _regressions(X, targs, multi, Cs, weights):
+    "For each of `Cs` the coefficients, shape (terms, classes), and biases. `targs`: ones and zeros, shape (texts, classes)"
+    X,back = _row_space(X)
+    for w,b in (_each_C_multi if multi else _each_C)(X, targs, Cs, weights): yield back(w),b
 
 # %% ../nbs/24_words.ipynb #c977bca5
 def _few(texts):
@@ -178,9 +184,22 @@ def some_rows(
 
 def _some(texts, words=1_000_000):
     "Some of `texts`, drawn: as many as hold so many words"
-    rows  = np.random.default_rng(1).permutation(some_rows(len(texts)))
-    sizes = np.cumsum([len(words_of(texts[i])) for i in rows])
-    return [texts[i] for i in rows[sizes<=words]]
+    found = []
+    for i in np.random.default_rng(1).permutation(some_rows(len(texts))):
+        n = len(words_of(texts[i]))
+        if n>words: continue
+        words -= n
+        found.append(texts[i])
+    return found
+
+def _as_unlabelled(texts, n_labelled):
+    "The texts without a label that are read; none where there are too few, or labels enough"
+    if texts is None: return []
+    if isinstance(texts, (str,bytes)) or hasattr(texts, 'columns') or not hasattr(texts, '__iter__'):
+        raise UlmfitError(f"unlabelled is to be a list of texts, and is a {type(texts).__name__}: give a list, or one column of a table")
+    if n_labelled>5000: return []
+    found = _some(list(texts))
+    return found if len(found)>=n_labelled else []
 
 def _directions(X, n, length):
     "The `n` directions in which rows of `X` differ the most, shape (terms, n), so that rows of `X@directions` have this `length`"
@@ -254,8 +273,9 @@ def _choose(texts, unlabelled, targs, multi, most, weights, chars):
             X   = _with_directions(_tfidf(counts[:n][:,keep], idf, is_chars[keep]), directions)
             out = [terms[i] for i in keep],idf,X,directions,lowercase
             if res is None: return *out,10,None
-            doubt = 0 if directions is None or multi else math.sqrt(res[:,0].max()*(1-res[:,0].max())/n)
-            found += [((round(s+doubt, 12), -C, lowercase), C, acc, out) for C,(s,acc) in zip(_Cs, res)]
+            best  = res[:,0].max()
+            start = 0 if directions is None or multi else math.sqrt(best*(1-best)/min(n, _enough)) # a standard error ahead
+            found += [((round(s+start, 12), -C, lowercase), C, acc, out) for C,(s,acc) in zip(_Cs, res)]
     _,C,acc,out = max(found, key=lambda o: o[0]) # of equals the smaller C
     return *out,C,float(acc)
 
@@ -269,7 +289,7 @@ def fit(cls:BagOfWords,
     max_terms:int=100_000, # Most words and pairs, and most n-grams; with many classes fewer: 4 million coefficients of each; None: all
     balance:bool=False, # Give each class the same weight, however rare it is?
     chars:bool=None, # Count character n-grams too? None: what is better, in texts of up to a million words in all
-    unlabelled=None, # More texts, without a label; used where they are more than `texts`, and these 5,000 at most
+    unlabelled=None, # Texts without a label, as `texts`; used where they are at least as many, and `texts` no more than 5,000
 ) -> BagOfWords:
     "Train. Raises `UlmfitError` where there is no text, or labels do not go with texts and classes"
     from threadpoolctl import threadpool_limits
@@ -281,8 +301,7 @@ def fit(cls:BagOfWords,
     targs = _targets(labels, classes, multi)
     weights = _weights(targs, multi, balance)
     most  = max_terms and min(max_terms, 4_000_000//len(classes))
-    rest  = [] if unlabelled is None or len(texts)>5000 else _some(list(unlabelled))
-    if len(rest)<len(texts): rest = []
+    rest  = _as_unlabelled(unlabelled, len(texts))
     with threadpool_limits(1): # more threads only wait for each other here
         terms,idf,X,directions,lowercase,C,accuracy = _choose(texts, rest, targs, multi, most, weights, chars)
         (coef,bias), = _regressions(X, targs, multi, [C], weights)
