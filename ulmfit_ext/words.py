@@ -174,7 +174,7 @@ def _cross_validate(features, targs, multi, weights):
         if seen>=_enough: break
     return np.mean(res, 0) if res else None
 
-# %% ../nbs/24_words.ipynb #e0b8b0f9
+# %% ../nbs/24_words.ipynb #f671c843
 def some_rows(
     rows, # Their numbers
     most:int=5000, # How many at most
@@ -201,6 +201,7 @@ def _as_unlabelled(texts, n_labelled):
     found = _some(list(texts))
     return found if len(found)>=n_labelled else []
 
+# %% ../nbs/24_words.ipynb #e0b8b0f9
 def _directions(X, n, length):
     "The `n` directions in which rows of `X` differ the most, shape (terms, n), so that rows of `X@directions` have this `length`"
     from sklearn.utils.extmath import randomized_svd
