@@ -272,10 +272,10 @@ def test_texts_without_a_label_relate_words():
     assert len(more.number)>2*len(alone.number) # terms that no text with a label holds
 
 def test_directions_are_folded_into_coefficients(tmp_path):
-    from ulmfit_ext.words import _count,_fold_in,_latent_way,_tfidf,_with_directions
+    from ulmfit_ext.words import _count,_fold_in,_keep,_latent_way,_tfidf,_with_directions
     texts,labels = related_words(300)
     terms,chars,counts = _count(texts, False, False)
-    keep,idf,directions = _latent_way(counts, chars, 100, 100_000)
+    keep,idf,directions = _latent_way(counts, chars, 100, _keep(counts[:100], 100_000, chars), 100_000)
     X    = _tfidf(counts[:,keep], idf, chars[keep])
     coef = np.random.default_rng(0).normal(size=(X.shape[1]+directions.shape[1], 2))
     np.testing.assert_allclose(_with_directions(X, directions)@coef, X@_fold_in(coef, directions), atol=1e-9)

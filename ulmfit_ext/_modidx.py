@@ -2119,7 +2119,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ulmfit_ext.words._directions': ('words.html#_directions', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._each_C': ('words.html#_each_c', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._each_C_multi': ('words.html#_each_c_multi', 'ulmfit_ext/words.py'),
-                                  'ulmfit_ext.words._features': ('words.html#_features', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._few': ('words.html#_few', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._fit_idf': ('words.html#_fit_idf', 'ulmfit_ext/words.py'),
                                   'ulmfit_ext.words._fold_in': ('words.html#_fold_in', 'ulmfit_ext/words.py'),

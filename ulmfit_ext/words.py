@@ -209,9 +209,9 @@ def _directions(X, n, length):
     V = randomized_svd(X, min(n, *X.shape), random_state=0)[2].T
     return V*(length/np.sqrt(np.square(X@V).sum(1).mean()))
 
-def _latent_way(counts, chars, n_labelled, most):
-    "Columns, IDF, directions; the first rows of `counts` have a label"
-    keep = np.union1d(_keep(counts[:n_labelled], most, chars), _keep(counts, most, chars, fewest=2))
+def _latent_way(counts, chars, n_labelled, labelled, most):
+    "Columns, IDF, directions; the first rows of `counts` have a label, and `labelled` are the columns that they keep"
+    keep = np.union1d(labelled, _keep(counts, most, chars, fewest=2))
     idf  = _fit_idf(counts[:n_labelled,keep]) # the highest for terms that are in none of these
     X    = _tfidf(counts[n_labelled:,keep], idf, chars[keep]) # without those that have a label, so that they can be held out
     n,length = (50,2.) if n_labelled<300 else (100,1.)
@@ -250,28 +250,22 @@ def _found_classes(labels, multi):
         raise UlmfitError(f"The labels are of several types ({listing(found)}): make all of them strings, or give `classes`") from None
 
 # %% ../nbs/24_words.ipynb #2f7b76d2
-def _features(way, counts, chars, most):
-    "What `_cross_validate` wants, for a way to count"
-    keep,idf,directions = way
-    if directions is None: return _by_fold(counts, chars, most)
-    X = _with_directions(_tfidf(counts[:,keep], idf, chars[keep]), directions)
-    return lambda train,held: (X[train],X[held])
-
 def _choose(texts, unlabelled, targs, multi, most, weights, chars):
     "Terms, IDF, features of `texts`, directions, capitals made small or not, `C` and its accuracy when cross-validated"
     n,found = len(texts),[]
     cases = [True,False] if texts and not isinstance(texts[0], (list,tuple)) else [False]
     kinds = [chars] if chars is not None else [True,False] if _few(texts) else [False]
+    with_ngrams = unlabelled if True in kinds and _few(texts+unlabelled) else []
     for lowercase,chars in itertools.product(cases, kinds):
-        rest = unlabelled if not chars or _few(texts+unlabelled) else []
+        rest = with_ngrams if chars else unlabelled
         terms,is_chars,counts = _count(texts+rest, lowercase, chars)
         keep = _keep(counts[:n], most, is_chars)
         ways = [(keep, _fit_idf(counts[:n][:,keep]), None)]
-        if rest and len(keep): ways.append(_latent_way(counts, is_chars, n, most))
-        for way in ways:
-            keep,idf,directions = way
-            res = _cross_validate(_features(way, counts[:n], is_chars, most), targs, multi, weights)
-            X   = _with_directions(_tfidf(counts[:n][:,keep], idf, is_chars[keep]), directions)
+        if rest and len(keep): ways.append(_latent_way(counts, is_chars, n, keep, most))
+        for keep,idf,directions in ways:
+            X = _with_directions(_tfidf(counts[:n][:,keep], idf, is_chars[keep]), directions)
+            by_fold = _by_fold(counts[:n], is_chars, most) if directions is None else lambda train,held: (X[train],X[held])
+            res = _cross_validate(by_fold, targs, multi, weights)
             out = [terms[i] for i in keep],idf,X,directions,lowercase
             if res is None: return *out,10,None
             best  = res[:,0].max()
