@@ -1,5 +1,5 @@
 "One thread a process, set before torch is imported: several run at once, and the threads of one would wait for the others'"
-import os,warnings
+import os,time,warnings
 
 for k in 'OMP_NUM_THREADS','MKL_NUM_THREADS': os.environ.setdefault(k, '1')
 
@@ -16,3 +16,15 @@ def strict_warnings():
         warnings.simplefilter('error', UserWarning)
         warnings.filterwarnings('ignore', module='(torch|plum|fastai|spacy).*')
         yield
+
+@pytest.fixture
+def is_linear():
+    "Does `f(4*n)` take about four times the processor time of `f(n)`, and not sixteen times, as where each part is compared with each?"
+    def _seconds(f, n):
+        began = time.process_time()
+        f(n)
+        return time.process_time()-began
+    def _is_linear(f, n):
+        few,many = [min(_seconds(f, o) for _ in range(2)) for o in (n, 4*n)]
+        return many < 10*few + 0.1
+    return _is_linear
