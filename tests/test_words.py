@@ -272,10 +272,10 @@ def test_texts_without_a_label_relate_words():
     assert len(more.number)>2*len(alone.number) # terms that no text with a label holds
 
 def test_directions_are_folded_into_coefficients(tmp_path):
-    from ulmfit_ext.words import _count,_fold_in,_keep,_latent_way,_tfidf,_with_directions
+    from ulmfit_ext.words import _count,_fold_in,_keep,_latent,_tfidf,_with_directions
     texts,labels = related_words(300)
     terms,chars,counts = _count(texts, False, False)
-    keep,idf,directions = _latent_way(counts, chars, 100, _keep(counts[:100], 100_000, chars), 100_000)
+    keep,idf,directions = _latent(counts, chars, 100, _keep(counts[:100], 100_000, chars), 100_000)
     X    = _tfidf(counts[:,keep], idf, chars[keep])
     coef = np.random.default_rng(0).normal(size=(X.shape[1]+directions.shape[1], 2))
     np.testing.assert_allclose(_with_directions(X, directions)@coef, X@_fold_in(coef, directions), atol=1e-9)
@@ -308,7 +308,7 @@ def test_one_long_text_without_a_label_costs_no_other():
 @pytest.mark.parametrize('dense', [True,False])
 def test_row_space_is_the_same_regression(dense):
     from scipy.sparse import csr_matrix
-    from ulmfit_ext.words import _row_space
+    from ulmfit_ext.logistic import _row_space
     X = np.random.default_rng(0).normal(size=(30,200))
     X = np.concatenate([X, X[:5], np.zeros((1,200))]) # five texts twice, and an empty one
     F,back = _row_space(X if dense else csr_matrix(X))
@@ -319,6 +319,6 @@ def test_row_space_is_the_same_regression(dense):
 
 def test_empty_texts_have_a_bias():
     from scipy.sparse import csr_matrix
-    from ulmfit_ext.words import _regressions
-    (coef,bias), = _regressions(csr_matrix((6,300)), np.eye(2)[[0]*4+[1]*2], False, [1], np.ones(6))
+    from ulmfit_ext.logistic import regressions
+    (coef,bias), = regressions(csr_matrix((6,300)), np.eye(2)[[0]*4+[1]*2], False, [1], np.ones(6))
     assert bias[0]>bias[1] and not coef.any()

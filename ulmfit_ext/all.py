@@ -35,9 +35,12 @@ from .lm import *
 from .classifier import *
 from .recipe import *
 from .counts import *
+from .logistic import *
 from .words import *
 from .mixture import *
 from .scores import *
+
+# %% ../nbs/43_all.ipynb #2b6ec118
 from .folder import *
 from .reader import *
 from .graph import *

@@ -16,6 +16,7 @@ from .text.labels import *
 from .text.tables import *
 from .weights import *
 from .checkpoint import *
+from .logistic import *
 from .words import *
 from .mixture import *
 from .scores import *
