@@ -297,8 +297,9 @@ def test_empty_texts_without_a_label():
     assert bag.logits(texts).isfinite().all()
 
 @pytest.mark.parametrize('wrong', ['a text', b'bytes', 5, pd.DataFrame(dict(text=['a']))])
-def test_unlabelled_at_the_door(wrong):
-    with pytest.raises(UlmfitError, match='unlabelled is to be a list of texts'): BagOfWords.fit(['a','b'], ['x','y'], unlabelled=wrong)
+def test_no_list_of_texts_at_the_door(wrong):
+    with pytest.raises(UlmfitError, match='^expected a list of texts and got'): BagOfWords.fit(wrong, ['x','y'])
+    with pytest.raises(UlmfitError, match='unlabelled: expected a list of texts and got'): BagOfWords.fit(['a','b'], ['x','y'], unlabelled=wrong)
 
 def test_one_long_text_without_a_label_costs_no_other():
     from ulmfit_ext.words import _some

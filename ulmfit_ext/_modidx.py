@@ -707,6 +707,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ulmfit_ext.core.awd_sizes_in': ('core.html#awd_sizes_in', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.check_numbers': ('core.html#check_numbers', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.check_seal': ('core.html#check_seal', 'ulmfit_ext/core.py'),
+                                 'ulmfit_ext.core.check_texts': ('core.html#check_texts', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.check_writable': ('core.html#check_writable', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.clean_text': ('core.html#clean_text', 'ulmfit_ext/core.py'),
                                  'ulmfit_ext.core.file_sha256': ('core.html#file_sha256', 'ulmfit_ext/core.py'),

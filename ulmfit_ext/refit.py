@@ -109,7 +109,7 @@ def after_guesses(
     rows,words,unknown = dls.train_idx,None,dls.unknown(dls.valid_idx)
     if before.words is not None:
         words = BagOfWords.fit(dls.tokens(rows), [dls.y[i] for i in rows], dls.classes, balance=balance,
-                               unlabelled=dls.tokens(some_rows(dls.unlabelled_idx)))
+                               unlabelled=dls.tokens(some_rows(dls.unlabelled_idx, len(rows))))
     after = BidirEnsemble(*learns, words=words)
     if words is not None: after.weigh(after.answers(unknown=unknown))
     return None if is_worse(before, after, unknown) else after

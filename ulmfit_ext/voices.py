@@ -28,7 +28,7 @@ def kept_words(
 ) -> BagOfWords:
     "Count the words of the training texts, or read what was counted with the same `settings`"
     how = dict(balance=True) if balance else {} # earlier versions noted none
-    rest = some_rows(dls.unlabelled_idx)
+    rest = some_rows(dls.unlabelled_idx, len(dls.train_idx))
     if len(rest): how['unlabelled'] = len(rest)
     unknown  = '\0'.join(o for words in dls.unknown([*dls.labelled, *rest]) for o in words) # the data's hash has the others
     settings = plain_settings(**settings, **how, unknown_sha256=hashlib.sha256(unknown.encode('utf-8', 'surrogatepass')).hexdigest())

@@ -45,7 +45,7 @@ class BagOfWords:
         texts, # Strings, or a list of tokens for each text, as it was trained with
     ) -> torch.Tensor: # Shape (texts, classes)
         "Outputs before softmax, or with `multi` before sigmoid. Raises `UlmfitError` for a single string"
-        if isinstance(texts, str): raise UlmfitError(f"Several texts are wanted, and this is one: write [text] (got {texts[:40]!r})")
+        check_texts(texts)
         terms,counts,starts = count_terms(texts, self.lowercase, self.number, chars=self.chars.any())
         if not len(terms): return self.bias.repeat(len(starts)-1, 1)
         x = torch.from_numpy(weigh_terms(terms, counts, starts, self.idf.double().numpy(), self.chars)).float()
@@ -104,15 +104,16 @@ def _by_fold(counts, chars, most):
 # %% ../nbs/24_words.ipynb #f671c843
 def some_rows(
     rows, # Their numbers
-    most:int=5000, # How many at most
+    n_labelled:int, # How many others have a label
 ) -> np.ndarray: # Ascending
-    "Rows drawn from `rows`, always the same"
-    return np.sort(np.random.default_rng(0).permutation(rows)[:most])
+    "Rows without a label that are read: 5,000 at most, always the same; none where there are fewer than labelled ones, or labels enough"
+    if len(rows)<n_labelled or n_labelled>5000: return np.zeros(0, int)
+    return np.sort(np.random.default_rng(0).permutation(rows)[:5000])
 
 def _some(texts, words=1_000_000):
     "Some of `texts`, drawn: as many as hold so many words"
     found = []
-    for i in np.random.default_rng(1).permutation(some_rows(len(texts))):
+    for i in np.random.default_rng(1).permutation(len(texts)):
         n = len(words_of(texts[i]))
         if n>words: continue
         words -= n
@@ -120,12 +121,11 @@ def _some(texts, words=1_000_000):
     return found
 
 def _as_unlabelled(texts, n_labelled):
-    "The texts without a label that are read; none where there are too few, or labels enough"
+    "The texts without a label that are read"
     if texts is None: return []
-    if isinstance(texts, (str,bytes)) or hasattr(texts, 'columns') or not hasattr(texts, '__iter__'):
-        raise UlmfitError(f"unlabelled is to be a list of texts, and is a {type(texts).__name__}: give a list, or one column of a table")
-    if n_labelled>5000: return []
-    found = _some(list(texts))
+    check_texts(texts, 'unlabelled')
+    texts = list(texts)
+    found = _some([texts[i] for i in some_rows(range(len(texts)), n_labelled)])
     return found if len(found)>=n_labelled else []
 
 # %% ../nbs/24_words.ipynb #e0b8b0f9
@@ -240,6 +240,7 @@ def fit(cls:BagOfWords,
 ) -> BagOfWords:
     "Train. Raises `UlmfitError` where there is no text, or labels do not go with texts and classes"
     from threadpoolctl import threadpool_limits
+    check_texts(texts)
     texts,labels = list(texts),list(labels)
     if not texts: raise UlmfitError("There are no texts to count words in: give labelled texts")
     if len(texts)!=len(labels): raise UlmfitError(f"There are {len(texts):,} texts and {len(labels):,} labels: give a label for each text")

@@ -66,7 +66,7 @@ def same_rng():
 # %% ../../nbs/14_text.loaders.ipynb #94fe78d1
 def _to_ids(processor, items):
     "Arrays of forward ids: raw texts encoded, arrays and tensors as they are"
-    if isinstance(items, (str,bytes)): as_texts(items) # raises, and says what to do
+    check_texts(items)
     items = list(items)
     raw = [i for i,o in enumerate(items) if not isinstance(o, (np.ndarray,Tensor))]
     for i,ids in zip(raw, processor.encode([items[i] for i in raw])): items[i] = ids
