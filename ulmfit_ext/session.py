@@ -72,6 +72,13 @@ class GraphSession:
 # %% ../nbs/31_session.ipynb #1b6eb48f
 _rows,_steps = 48,24 # texts read side by side, for each thread, and tokens read of each at a time
 
+def _next_ids(docs, at, pos):
+    "The next ids of the texts `at`, from `pos` on, shape (steps, texts), and how many each has; zeros where it has no more"
+    n   = np.minimum(np.array([len(docs[i]) for i in at])-pos, _steps)
+    ids = np.zeros((max(1, n.max()), len(at)), np.int64)
+    for row,(i,begin,k) in enumerate(zip(at, pos, n)): ids[:k,row] = docs[i][begin:begin+k]
+    return ids,n
+
 @patch
 def read_together(self:GraphSession,
     docs:list, # Arrays of ids
@@ -79,7 +86,7 @@ def read_together(self:GraphSession,
     n_rows:int, # Texts read side by side
 ):
     "Read the next of `docs` side by side until there are no more. Yields positions of texts that have ended, and their outputs"
-    at,pos,known = np.zeros(0, int),np.zeros(0, int),self.begin(0)
+    at,pos,known = np.zeros(0, int),np.zeros(0, int),self.begin(0) # which texts are read, how far, and what is known of them
     while True:
         new   = np.array([*itertools.islice(queue, n_rows-len(at))], int)
         fresh = self.begin(len(new))
@@ -87,14 +94,12 @@ def read_together(self:GraphSession,
         known = {k: np.concatenate([o, fresh[k]], -2) for k,o in known.items()}
         at,pos = np.concatenate([at, new]),np.concatenate([pos, 0*new])
         if not len(at): return
-        left = np.array([len(docs[i]) for i in at])-pos
-        n    = np.minimum(left, _steps)
-        ids  = np.zeros((max(1, n.max()), len(at)), np.int64)
-        for row,(i,begin,k) in enumerate(zip(at, pos, n)): ids[:k,row] = docs[i][begin:begin+k]
-        logits,known = self.read(ids, n, np.maximum(1, pos+n), known)
-        stay = left>n
+        ids,n = _next_ids(docs, at, pos)
+        pos  += n
+        logits,known = self.read(ids, n, np.maximum(1, pos), known)
+        stay = pos<[len(docs[i]) for i in at]
         if not stay.all(): yield at[~stay],logits[~stay]
-        at,pos,known = at[stay],(pos+n)[stay],{k: o[...,stay,:] for k,o in known.items()}
+        at,pos,known = at[stay],pos[stay],{k: o[...,stay,:] for k,o in known.items()}
 
 
 # %% ../nbs/31_session.ipynb #6ed07246
