@@ -145,8 +145,8 @@ def test_parquet_is_read_by_row_groups(tmp_path):
     ('a.csv', b'text,b\n1,2\n1,2,3\n', 'line 3'), ('a.jsonl', b'{"text":1}\n{"a":\n', 'a.jsonl.*line 2 is not JSON'), ('a.jsonl', b'{"text":"x"}\n[1]\n', 'line 2 is not a JSON object'),
     ('a.jsonl', b'{"body":"x"}\n', "no column 'text'.*body"), ('a.jsonl', b'{"body":"x"}\n'*2000+b'not JSON', "no column 'text'"), ('a.jsonl', b'', 'no text'), ('a.jsonl', b'{"text":"caf\xc3\xa9 \xff"}', 'UTF-8, but for a byte in line 1'),
     ('a.jsonl', b'{"text":["x"]}', 'join its parts'), ('a.json', b'[{"body":1}]', "no column 'text'"), ('a.parquet', b'PAR1 no', 'cannot read'), ('a.parquet', as_bytes, "no column 'text'"), ('a.parquet.gz', b'x', 'cannot read'),
-    ('a.txt', b' \n\n ', 'no text'), ('a.txt.gz', b'not gzip', 'cannot read'), ('a.txt.gz', gzip.compress(b'text\n\na\n'*999)[:-9], 'cannot read.*whole'), ('a.jsonl.gz', gzip.compress(b'{"text":"x"}\n'*99)[:-9], 'cannot read.*whole'),
-    ('a.csv.gz', gzip.compress(b'text\na\n'*99)[:-9], 'cannot read.*whole'), ('a.xls', b'x', 'cannot tell'), ('a.xlsx', b'x', 'cannot read'), ('a', b'x', 'cannot tell')])
+    ('a.txt', b' \n\n ', 'no text'), ('a.txt.gz', b'not gzip', 'cannot read'), ('a.txt.gz', gzip.compress(b'text\n\na\n'*999, mtime=0)[:-9], 'cannot read.*whole'), ('a.jsonl.gz', gzip.compress(b'{"text":"x"}\n'*99, mtime=0)[:-9], 'cannot read.*whole'),
+    ('a.csv.gz', gzip.compress(b'text\na\n'*99, mtime=0)[:-9], 'cannot read.*whole'), ('a.xls', b'x', 'cannot tell'), ('a.xlsx', b'x', 'cannot read'), ('a', b'x', 'cannot tell')])
 def test_what_is_wrong_is_named(tmp_path, name, content, match):
     if name.startswith('a.parquet'): pytest.importorskip('pyarrow')
     if callable(content):

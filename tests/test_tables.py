@@ -53,7 +53,7 @@ def test_read_table_txt(tmp_path):
     ('a.csv', b'', 'is empty'), ('a.csv', b' \n ', 'is empty'), ('a.csv', b'text,label\n', 'no rows'), ('a.xls', b'x', 'cannot tell'), ('a.xlsx', b'x', 'cannot read'), ('a', b'x', 'cannot tell'),
     ('a.csv', b'text\ncaf\xc3\xa9\nna\xefve\n', 'UTF-8, but for a byte in line 3'), ('a.csv', b'a,b\n1,2\n1,2,3\n', 'line 3'), ('a.jsonl', b'{"a":1}\n{"a":\n', 'line 2'),
     ('a.jsonl', b'[1]\n', 'line 1'), ('a.json', b'3', 'list of objects'), ('a.json', b'{"a": 1', 'cannot read'), ('a.json', b'{"a": 1}', 'cannot read'), ('a.json', b'['*100000, 'cannot read'),
-    ('a.parquet', b'PAR1 no', 'cannot read'), ('a.csv.gz', b'not gzip', 'cannot read'), ('a.csv.gz', gzip.compress(b'text\na\n'*99)[:30], 'cannot read'), ('a.csv.gz', b'', 'cannot read|empty')])
+    ('a.parquet', b'PAR1 no', 'cannot read'), ('a.csv.gz', b'not gzip', 'cannot read'), ('a.csv.gz', gzip.compress(b'text\na\n'*99, mtime=0)[:30], 'cannot read'), ('a.csv.gz', b'', 'cannot read|empty')])
 def test_read_table_says_what_is_wrong(tmp_path, name, content, match):
     (tmp_path/name).write_bytes(content)
     with fails(match) as e: read_table(tmp_path/name)
@@ -347,12 +347,11 @@ def test_a_slip_of_the_pen_is_said(counts, slips):
 def test_a_code_is_no_slip(labels, n):
     assert label_slips(dict(zip(labels.split(), (480,n,1))))=={} # rare, or as frequent as the other
 
-def test_slips_among_thousands_of_classes(is_linear):
+def test_slips_among_thousands_of_classes():
     rng = random.Random(0)
-    def _made_up(n): return {''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=12)): 1+99*(i%2) for i in range(n)}
-    assert label_slips({**_made_up(3000), 'television set': 500, 'televsion set': 1})=={'televsion set': 'television set'}
+    res = {''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=12)): 1+99*(i%2) for i in range(3000)}
+    assert label_slips({**res, 'television set': 500, 'televsion set': 1})=={'televsion set': 'television set'}
     assert label_slips({''.join(rng.choices('acgt', k=8)): 1+99*(i%2) for i in range(3000)})=={}, 'all alike: these are codes'
-    assert is_linear(lambda n: label_slips(_made_up(n)), 750)
 
 def test_several_labels_can_slip():
     with pytest.warns(UserWarning, match="'refnud' .1 text. looks like 'refund' .30."):

@@ -37,10 +37,10 @@ def test_tokens_of_rules_with_spaces():
 
 def test_capitals_rule_is_linear(is_linear):
     for t in ('AB Cd EF-g HI! J', 'ABCd', 'A', ' X1 ', 'IÉ', 'A\nB'): assert T.mark_all_caps(t)==replace_all_caps(t)
-    assert is_linear(lambda n: T.mark_all_caps('AB'*n+'a'), 25_000)
+    assert is_linear(lambda n: T.mark_all_caps('AB'*n+'a'), 2000)
 
 def test_endless_punctuation_ends(is_linear):
-    assert is_linear(lambda n: TextProcessor().tokenize(['().'*n]), 5_000)
+    assert is_linear(lambda n: TextProcessor().tokenize(['1'+'().'*n]), 500)
 
 @pytest.mark.parametrize('mark', [*defaults.text_spec_tok, 'xxfake'])
 def test_literal_marks_are_text(mark):

@@ -321,5 +321,5 @@ def test_row_space_is_the_same_regression(dense):
 def test_empty_texts_have_a_bias():
     from scipy.sparse import csr_matrix
     from ulmfit_ext.logistic import regressions
-    (coef,bias), = regressions(csr_matrix((6,300)), np.eye(2)[[0]*4+[1]*2], False, [1], np.ones(6))
+    (coef,bias), = regressions(csr_matrix((6,300)), np.eye(2)[[0]*4+[1]*2], np.ones(6), [1])
     assert bias[0]>bias[1] and not coef.any()

@@ -113,7 +113,7 @@ def check_texts(
     if isinstance(texts, (str,bytes)): raise UlmfitError(f"{expected}one: write [text] (got {str(texts)[:40]!r})")
     if hasattr(texts, 'columns'):
         raise UlmfitError(f"{expected}a {type(texts).__name__}: pass one column of it, df['text'] (columns: {listing(texts.columns)})")
-    if not hasattr(texts, '__iter__'):
+    if not (hasattr(texts, '__iter__') or hasattr(texts, '__getitem__')):
         raise UlmfitError(f"{expected}a {type(texts).__name__}: pass a list, a column or any iterable of strings")
 
 def as_texts(

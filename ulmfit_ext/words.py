@@ -184,22 +184,21 @@ class _Way:
     terms:list # That are kept
     idf:np.ndarray # Shape (terms,)
     X:object # Features of the labelled texts: terms, and then directions if there are any
-    features:object # As `cross_validate` wants it
     directions:np.ndarray=None # Shape (terms, directions)
 
 def _ways(texts, unlabelled, most, lowercase, chars):
-    "Of the terms of `texts`; and where there are `unlabelled` texts, of the terms and directions of both"
+    "Of the terms of `texts`, and with the directions of `unlabelled` texts if there are any. Yields each with features by fold"
     n = len(texts)
     terms,is_chars,counts = _count(texts+unlabelled, lowercase, chars)
     labelled = counts[:n]
     keep = _keep(labelled, most, is_chars)
     idf  = _fit_idf(labelled[:,keep])
     X    = _tfidf(labelled[:,keep], idf, is_chars[keep])
-    yield _Way(lowercase, [terms[i] for i in keep], idf, X, _by_fold(labelled, is_chars, most))
+    yield _Way(lowercase, [terms[i] for i in keep], idf, X),_by_fold(labelled, is_chars, most)
     if not unlabelled or not len(keep): return
     keep,idf,directions = _latent(counts, is_chars, n, keep, most)
     X = _with_directions(_tfidf(labelled[:,keep], idf, is_chars[keep]), directions)
-    yield _Way(lowercase, [terms[i] for i in keep], idf, X, lambda train,held: (X[train],X[held]), directions)
+    yield _Way(lowercase, [terms[i] for i in keep], idf, X, directions),lambda train,held: (X[train],X[held])
 
 def _all_ways(texts, unlabelled, most, chars):
     "With capitals or not, for strings; with n-grams or not, unless `chars` says it; with directions or not"
@@ -215,14 +214,14 @@ def _head_start(way, best, n_texts, multi):
     if way.directions is None or multi: return 0
     return math.sqrt(best*(1-best)/min(n_texts, enough_held_out))
 
-def _choose(ways, targs, multi, weights):
+def _choose(ways, targs, weights, multi):
     "The best of `ways`, its `C`, and its accuracy when cross-validated"
     found = []
-    for way in ways:
-        res = cross_validate(way.features, targs, multi, weights)
+    for way,by_fold in ways:
+        res = score_each_C(by_fold, targs, weights, multi=multi)
         if res is None: return way,10,None
         ahead = _head_start(way, res[:,0].max(), len(targs), multi)
-        found += [(round(score+ahead, 12), -C, way.lowercase, accuracy, way) for C,(score,accuracy) in zip(strengths, res)]
+        found += [(round(score+ahead, 12), -C, way.lowercase, accuracy, way) for C,(score,accuracy) in zip(default_Cs, res)]
     _,C,_,accuracy,way = max(found, key=lambda o: o[:3])
     return way,-C,float(accuracy)
 
@@ -251,8 +250,8 @@ def fit(cls:BagOfWords,
     most  = max_terms and min(max_terms, 4_000_000//len(classes))
     rest  = _as_unlabelled(unlabelled, len(texts))
     with threadpool_limits(1): # more threads only wait for each other here
-        way,C,accuracy = _choose(_all_ways(texts, rest, most, chars), targs, multi, weights)
-        (coef,bias), = regressions(way.X, targs, multi, [C], weights)
+        way,C,accuracy = _choose(_all_ways(texts, rest, most, chars), targs, weights, multi)
+        (coef,bias), = regressions(way.X, targs, weights, [C], multi)
     latent = {} if way.directions is None else dict(directions=way.directions.shape[1])
     coef   = _fold_in(coef, way.directions)
     return cls(way.terms, way.idf, coef, bias, classes, multi, way.lowercase, C=C, cv_accuracy=accuracy, **latent)
@@ -320,7 +319,7 @@ def held_out_words(
     targs, # Ones and zeros, shape (texts, classes)
     multi:bool=False, # Can a text have several labels?
     max_terms:int=100_000, # As for `BagOfWords.fit`
-    Cs=strengths, # Strengths to try
+    Cs=default_Cs, # What to try
 ) -> np.ndarray: # As `held_out_logits` gives them
     "What counted words say of texts that they have not learned from"
     from threadpoolctl import threadpool_limits
