@@ -14,7 +14,8 @@ from ulmfit_ext.text.tables import read_table
 
 root = Path(__file__).resolve().parent.parent
 commands = 'train predict evaluate suggest check pretrain serve demo'.split()
-small = 'train {} --size tiny --lm-epochs 1 --epochs 1 --bs 16 --min-freq 1'
+small = 'train {} --size tiny --lm-epochs 1 --epochs 1 --bs 16 --min-freq 1 --no-refit'
+whole = small.removesuffix(' --no-refit')
 
 def reviews(n=60, seed=0):
     "Reviews whose label depends on a few of their words"
@@ -59,7 +60,7 @@ def home(tmp_path_factory):
     d = tmp_path_factory.mktemp('cli')
     csv(d/'reviews.csv', reviews())
     csv(d/'more.csv', reviews(20, 1))
-    run(small+' --out {} --test {} --baseline', d/'reviews.csv', d/'out', d/'more.csv')
+    run(whole+' --out {} --test {} --baseline', d/'reviews.csv', d/'out', d/'more.csv')
     return d
 
 @pytest.fixture(scope='module')
@@ -128,7 +129,7 @@ def test_train(home):
     "`train` leaves a model, plots and a line to type next; what it prints fits a log file"
     assert {'confusion.png','lm_fwd.png','lm_bwd.png','classifier_fwd.png','classifier_bwd.png','model'} <= {o.name for o in (home/'out').iterdir()}
     assert (home/'out'/'confusion.png').read_bytes().startswith(b'\x89PNG')
-    res = run(small+' --out {}', home/'reviews.csv', home/'out')
+    res = run(whole+' --out {}', home/'reviews.csv', home/'out')
     assert res.stdout.count('on disk')==6, 'the same line again reads what is there'
     assert '\r' not in res.stdout and '█' not in res.stdout and '\x1b' not in res.output and 'deprecated' not in res.output
     assert re.search(r'\nValidation, 12 texts, before all labels were learned from: right in [^\n]*\n[^\n]*\n\nVoices\n +loss +right, % +F1\nwords .*\nforward .*\nbackward .*\nboth .*\nall .*\n', res.stdout)
@@ -328,7 +329,7 @@ def test_pieces_of_words(home, tmp_path):
     assert len({o.read_bytes() for p in 'bc' for o in (tmp_path/p).glob('*.model')})==2
 
 def test_english_starts_from_weights_that_there_is_time_for(home, tmp_path):
-    line = 'train {} --out {} --lm-epochs 1 --epochs 1 --bs 16 --directions fwd'
+    line = 'train {} --out {} --lm-epochs 1 --epochs 1 --bs 16 --directions fwd --no-refit'
     out = run(line.replace('--lm-epochs 1', '--lm-epochs 100')+' --minutes 0.02', home/'reviews.csv', tmp_path/'a').stdout
     assert 'Starting from small: base would need about' in out and 'vocabulary of small' in out
     assert 'vocabulary of small' in run(line+' --bf16 --pretrained small', home/'reviews.csv', tmp_path/'a').stdout
@@ -348,7 +349,7 @@ def test_unlabelled_and_minutes(home, tmp_path):
 
 def test_unlabelled_is_read_as_said(home, tmp_path):
     "By options of its own, which are named where it is misread; those of the tables do not hold for it"
-    line = small+' --out {} --no-refit --no-words --unlabelled {} '
+    line = small+' --out {} --no-words --unlabelled {} '
     reviews(30, 3).to_csv(tmp_path/'more.csv', sep=';', index=False, encoding='utf-16')
     res = run(line+'--sep , --encoding utf-8', home/'reviews.csv', tmp_path/'a', tmp_path/'more.csv')
     assert '30 unlabelled' in res.stdout and "or pass --unlabelled-encoding …), separator ';' (or pass --unlabelled-sep …)" in res.stderr
@@ -529,11 +530,11 @@ def test_out_is_replaced_only_when_complete(home, model, tmp_path):
 
 def test_broken_cache(home, tmp_path):
     "Tokens that cannot be read are made again"
-    run(small+' --out {} --epochs 1', home/'reviews.csv', tmp_path)
+    run(whole+' --out {} --epochs 1', home/'reviews.csv', tmp_path)
     cache, = (tmp_path/'.ulmfit_cache').glob('*.npz')
     for bad in (b'', b'nonsense', cache.read_bytes()[:500]):
         cache.write_bytes(bad)
-        res = run(small+' --out {}', home/'reviews.csv', tmp_path)
+        res = run(whole+' --out {}', home/'reviews.csv', tmp_path)
         assert 'note' in res.stderr and 'tokenizing again' in res.stderr and res.stdout.count('on disk')==6
 
 @pytest.mark.parametrize('name', ['fwd.safetensors', 'bwd.safetensors', 'config.json', 'vocab.json'])
@@ -560,17 +561,17 @@ def test_a_folder_that_is_no_model(home, tmp_path):
 
 def test_broken_pieces(home, tmp_path):
     "A finished piece that cannot be read is trained again, with a note; the others are read"
-    run(small+' --out {}', home/'reviews.csv', tmp_path)
+    run(whole+' --out {}', home/'reviews.csv', tmp_path)
     for pattern in ('classifier/fwd-*/fwd.safetensors', 'lm/fwd-*/fwd.safetensors', 'lm/fwd-*/vocab.json'):
         f, = tmp_path.glob(pattern)
         f.write_bytes(f.read_bytes()[:50])
-        res = run(small+' --out {}', home/'reviews.csv', tmp_path)
+        res = run(whole+' --out {}', home/'reviews.csv', tmp_path)
         assert 'trained again' in res.stderr and res.stdout.count('on disk')==5
 
 def test_other_settings_cost_nothing(home, tmp_path):
     "Trying other settings and coming back trains nothing again"
-    for n in (1, 2): run(small.replace('--epochs 1', f'--epochs {n}')+' --out {}', home/'reviews.csv', tmp_path)
-    assert run(small+' --out {}', home/'reviews.csv', tmp_path).stdout.count('on disk')==6
+    for n in (1, 2): run(whole.replace('--epochs 1', f'--epochs {n}')+' --out {}', home/'reviews.csv', tmp_path)
+    assert run(whole+' --out {}', home/'reviews.csv', tmp_path).stdout.count('on disk')==6
 
 # Errors nobody foresaw, and Ctrl-C
 
