@@ -94,6 +94,8 @@ def one_run(method, name, labelled, rest, test, lm, pretrained, lang, seed, work
     if method.startswith('semi-supervised') or method=='without stage one':
         ulmfit = ULMFiT.from_df(labelled, path, lm, **kwargs).fit_classifier(bf16=bf16, recipe=recipe)
         return answers(ulmfit.refit() if method.endswith('all labels') else ulmfit, test)
+    if method=='all voices, texts without a label, all labels':
+        return answers(ULMFiT.from_df(labelled, path, lm, unlabelled=rest, **kwargs).fit_classifier(bf16=bf16, recipe=recipe).refit(), test)
     if method=='self-training, all labels':
         ulmfit = ULMFiT.from_df(labelled, path, lm, unlabelled=rest, **kwargs).fit_classifier(bf16=bf16, recipe=recipe)
         return answers(ulmfit.self_train().refit(), test)
@@ -116,7 +118,7 @@ def main(
     labels:Annotated[list[int], typer.Option(help='Numbers of labels')]=[100],
     seeds:Annotated[int, typer.Option(help='How many')]=3,
     only_seed:Annotated[list[int], typer.Option(help='These and no others, so that several can be run side by side')]=[],
-    methods:Annotated[list[str], typer.Option(help='TF-IDF, counted words, "counted words and texts without a label", semi-supervised, "semi-supervised, all labels", "self-training, all labels", supervised, paper, stock, without stage one, from nothing')]=['TF-IDF','semi-supervised','semi-supervised, all labels'],
+    methods:Annotated[list[str], typer.Option(help='TF-IDF, counted words, "counted words and texts without a label", semi-supervised, "semi-supervised, all labels", "all voices, texts without a label, all labels", "self-training, all labels", supervised, paper, stock, without stage one, from nothing')]=['TF-IDF','semi-supervised','semi-supervised, all labels'],
     pretrained:Annotated[str, typer.Option(help='Weights to start from; if not given, base, or de for German')]='',
     unlabelled:Annotated[int, typer.Option(help='IMDb: so many reviews for stage two; 0: those of the training set')]=0,
     recipe:Annotated[str, typer.Option(help='auto: chosen in trials; together or gradual saves their time')]='auto',
