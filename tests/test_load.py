@@ -7,7 +7,7 @@ from safetensors.torch import load_file,save_file
 import ulmfit_ext
 from ulmfit_ext.checkpoint import find_piece,plain_settings,save_piece
 from ulmfit_ext.classifier import ulmfit_classifier
-from ulmfit_ext.core import UlmfitError,atomic_write,read_weights,sealed
+from ulmfit_ext.core import no_forks,UlmfitError,atomic_write,read_weights,sealed
 from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit
@@ -58,6 +58,21 @@ def in_a_fork(f, wait=60):
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+@forks
+def test_a_fork_waits_for_imports():
+    "A child that was forked in the middle of one would wait for ever where it imports the same"
+    began,ended = threading.Event(),threading.Event()
+    def _import():
+        with no_forks:
+            began.set()
+            time.sleep(0.3)
+            ended.set()
+    thread = threading.Thread(target=_import)
+    thread.start()
+    began.wait()
+    assert in_a_fork(ended.is_set)==0
+    thread.join()
 
 @forks
 @pytest.mark.parametrize('kind', ['loaded','quantized','learner'])

@@ -64,8 +64,9 @@ def some_numbers(
 
 @patch
 def _make_session(self:Predictor):
-    with self.model.predicting() as module: graph = onnx_graph(module, self.quantize)
-    self.session = GraphSession(graph, torch.get_num_threads())
+    with no_forks: # the first time onnx and onnxruntime are imported
+        with self.model.predicting() as module: graph = onnx_graph(module, self.quantize)
+        self.session = GraphSession(graph, torch.get_num_threads())
 
 @patch
 def _session_for(self:Predictor, n_tokens):
