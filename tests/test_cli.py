@@ -14,8 +14,8 @@ from ulmfit_ext.text.tables import read_table
 
 root = Path(__file__).resolve().parent.parent
 commands = 'train predict evaluate suggest check pretrain serve demo'.split()
-small = 'train {} --size tiny --lm-epochs 1 --epochs 1 --bs 16 --min-freq 1 --no-refit'
-whole = small.removesuffix(' --no-refit')
+whole = 'train {} --size tiny --lm-epochs 1 --epochs 1 --bs 16 --min-freq 1'
+small = whole+' --no-refit'
 
 def reviews(n=60, seed=0):
     "Reviews whose label depends on a few of their words"

@@ -191,14 +191,14 @@ def _ways(texts, unlabelled, most, lowercase, chars):
     n = len(texts)
     terms,is_chars,counts = _count(texts+unlabelled, lowercase, chars)
     labelled = counts[:n]
+    def _way(keep, idf, directions=None):
+        X = _with_directions(_tfidf(labelled[:,keep], idf, is_chars[keep]), directions)
+        return _Way(lowercase, [terms[i] for i in keep], idf, X, directions)
     keep = _keep(labelled, most, is_chars)
-    idf  = _fit_idf(labelled[:,keep])
-    X    = _tfidf(labelled[:,keep], idf, is_chars[keep])
-    yield _Way(lowercase, [terms[i] for i in keep], idf, X),_by_fold(labelled, is_chars, most)
+    yield _way(keep, _fit_idf(labelled[:,keep])),_by_fold(labelled, is_chars, most)
     if not unlabelled or not len(keep): return
-    keep,idf,directions = _latent(counts, is_chars, n, keep, most)
-    X = _with_directions(_tfidf(labelled[:,keep], idf, is_chars[keep]), directions)
-    yield _Way(lowercase, [terms[i] for i in keep], idf, X, directions),lambda train,held: (X[train],X[held])
+    way = _way(*_latent(counts, is_chars, n, keep, most))
+    yield way,lambda train,held: (way.X[train],way.X[held])
 
 def _all_ways(texts, unlabelled, most, chars):
     "With capitals or not, for strings; with n-grams or not, unless `chars` says it; with directions or not"

@@ -94,11 +94,9 @@ def one_run(method, name, labelled, rest, test, lm, pretrained, lang, seed, work
     if method.startswith('semi-supervised') or method=='without stage one':
         ulmfit = ULMFiT.from_df(labelled, path, lm, **kwargs).fit_classifier(bf16=bf16, recipe=recipe)
         return answers(ulmfit.refit() if method.endswith('all labels') else ulmfit, test)
-    if method=='all voices, texts without a label, all labels':
-        return answers(ULMFiT.from_df(labelled, path, lm, unlabelled=rest, **kwargs).fit_classifier(bf16=bf16, recipe=recipe).refit(), test)
-    if method=='self-training, all labels':
+    if method in ('all voices, texts without a label, all labels','self-training, all labels'):
         ulmfit = ULMFiT.from_df(labelled, path, lm, unlabelled=rest, **kwargs).fit_classifier(bf16=bf16, recipe=recipe)
-        return answers(ulmfit.self_train().refit(), test)
+        return answers((ulmfit.self_train() if method.startswith('self-training') else ulmfit).refit(), test)
     if method=='paper':
         return answers(ULMFiT.from_df(labelled, path, lm, bs=64, **kwargs).fit_classifier(8, 0.01, bf16=bf16), test)
     if method=='supervised':
