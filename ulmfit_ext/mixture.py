@@ -48,15 +48,13 @@ def _loss(out, targs, multi):
 
 def _minimize(loss, n):
     "The `n` numbers, zeros to begin with, where `loss` of them is smallest"
-    x   = torch.zeros(n, dtype=torch.float64, requires_grad=True)
-    opt = torch.optim.LBFGS([x], max_iter=50, line_search_fn='strong_wolfe')
-    def _step():
-        opt.zero_grad()
+    from scipy.optimize import minimize # a second to import, and only training needs it
+    def _value_and_slope(x):
+        x   = torch.tensor(x, requires_grad=True)
         res = loss(x)
         res.backward()
-        return res
-    opt.step(_step)
-    return x.detach()
+        return res.item(),x.grad.numpy()
+    return torch.from_numpy(minimize(_value_and_slope, [0.]*n, jac=True, method='L-BFGS-B').x)
 
 def _fit_temperature(out, targs, multi, pull):
     "What `out` is to be divided by"
