@@ -53,20 +53,23 @@ def different(a, b): return sorted(k for k in a.keys() | b.keys() if a.get(k) !=
 # The notebooks run
 
 run_nb = '''
-import sys
+import gc,sys
+import fastai.text.all # as nearly all notebooks do
 from nbdev.test import test_nb
+gc.freeze()            # what was imported stays, and is not looked through for garbage
 flags,root,fn = sys.argv[1:]
 sys.exit(not test_nb(fn, skip_flags=flags.split(), basepath=root)[0])
 '''
 
 @pytest.fixture(scope='session')
 def runs(request, tmp_path_factory):
-    "All notebooks that were asked for, begun in a copy of the project, one for each core at a time"
+    "All notebooks that were asked for, begun in a copy of the project, one for each core at a time that no other tests run on"
     asked = [o.callspec.params['nb'] for o in request.session.items if o.name.startswith('test_notebook[')]
     copy,flags = copy_project(tmp_path_factory.mktemp('notebooks')),get_config(root).tst_flags
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores //= int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
     before = contents(copy/'nbs')
-    with ThreadPoolExecutor(min(cores, 8)) as pool:
+    with ThreadPoolExecutor(min(max(cores, 1), 8)) as pool:
         yield SimpleNamespace(copy=copy, before=before, res={nb:pool.submit(python, run_nb, flags, copy, copy/nb, cwd=copy) for nb in asked})
         pool.shutdown(cancel_futures=True)
 
