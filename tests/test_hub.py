@@ -11,7 +11,7 @@ from ulmfit_ext.data import ulmfit_dls
 from ulmfit_ext.ensemble import BidirEnsemble
 from ulmfit_ext.export import load_ulmfit
 from ulmfit_ext.integrations import hub as hub_module
-from ulmfit_ext.integrations.hub import from_pretrained,model_card,push_to_hub
+from ulmfit_ext.integrations.hub import HubModel,from_pretrained,model_card,push_to_hub
 from ulmfit_ext.measures import calibration_error,chance_error
 from ulmfit_ext.note import score_note
 from ulmfit_ext.pipeline import ULMFiT
@@ -34,14 +34,22 @@ def ens(tmp_path_factory):
 @pytest.fixture(scope='module')
 def saved(ens, tmp_path_factory): return ens.save(tmp_path_factory.mktemp('saved')/'model')
 
+def at(monkeypatch, address):
+    "What HF_ENDPOINT does before huggingface_hub is imported"
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, 'ENDPOINT', address)
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', address+'/{repo_id}/resolve/{revision}/{filename}')
+
 @pytest.fixture
 def hub(monkeypatch):
     pytest.importorskip('huggingface_hub')
     from huggingface_hub import constants
     monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True) # which is another protocol
-    with fake_hub() as res: yield res
-def push(hub, model, **kwargs): return push_to_hub(model, 'anna/mails', token='hf_x', endpoint=hub.address, **kwargs)
-def fetch(hub, cache, **kwargs): return from_pretrained('anna/mails', endpoint=hub.address, cache_dir=cache, **kwargs)
+    with fake_hub() as res:
+        at(monkeypatch, res.address)
+        yield res
+def push(hub, model, **kwargs): return push_to_hub(model, 'anna/mails', token='hf_x', **kwargs)
+def fetch(hub, cache, **kwargs): return from_pretrained('anna/mails', cache_dir=cache, **kwargs)
 
 # there and back
 
@@ -89,20 +97,32 @@ def test_only_a_models_files_are_fetched(hub, ens, tmp_path):
     (lambda o: o.pop('bwd.safetensors'), 'anna/mails is not complete: bwd.safetensors is missing'),
     (lambda o: o.pop('config.json'), 'anna/mails is not a model'),
     (lambda o: o.update({'config.json': b'['*10_000}), 'cannot be read'),
+    (lambda o: o.update({'config.json': b'[]'}), 'cannot be read'),
+    (lambda o: o.update({'config.json': b'\xff{'}), 'cannot be read'),
     (lambda o: o.clear() or o.update({'x': b'x'}), 'anna/mails is not a model|could not be fetched')])
 def test_damage_is_named(hub, ens, tmp_path, change, says):
     push(hub, ens)
     change(hub.repos['anna/mails'])
     with raises(says): fetch(hub, tmp_path)
 
-def test_what_goes_wrong_is_said(hub, ens, tmp_path):
+def test_the_mixins_methods(hub, ens, tmp_path):
+    "A model as huggingface_hub knows them: on disk, with a card, on the hub, and back"
+    HubModel(ens).save_pretrained(tmp_path/'model')
+    assert 'counted words' in (tmp_path/'model'/'README.md').read_text()
+    assert same(HubModel.from_pretrained(tmp_path/'model').model, ens) and same(load_ulmfit(tmp_path/'model'), ens)
+    HubModel(ens, '# Mails').push_to_hub('anna/mails', token='hf_x')
+    assert hub.repos['anna/mails']['README.md']==b'# Mails'
+    assert same(HubModel.from_pretrained('anna/mails', cache_dir=tmp_path).model, ens)
+
+def test_what_goes_wrong_is_said(hub, ens, tmp_path, monkeypatch):
     with raises('no name for a hub'): push_to_hub(ens, 'a name/of/many')
     with raises('no name for a hub'): from_pretrained('a name')
     with raises('could not be fetched.*404|could not be fetched.*not found'): fetch(hub, tmp_path)
-    dead = 'http://127.0.0.1:9'
-    with raises('could not be put on the hub'): push_to_hub(ens, 'anna/mails', token='hf_x', endpoint=dead)
-    with raises('could not be fetched'): from_pretrained('anna/mails', endpoint=dead, cache_dir=tmp_path)
     with raises('There is no folder'): push(hub, tmp_path/'nowhere')
+    at(monkeypatch, 'http://127.0.0.1:9') # where nobody answers
+    monkeypatch.setattr('time.sleep', lambda _: None) # it tries five times
+    with raises('could not be put on the hub'): push(hub, ens)
+    with raises('could not be fetched'): fetch(hub, tmp_path)
 
 def test_without_the_package(saved):
     code = ("import sys; sys.modules['huggingface_hub'] = None\n"
