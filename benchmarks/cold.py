@@ -35,10 +35,9 @@ def needed(names):
 
 def required(onnx):
     "What has to be installed"
-    if onnx: return ['onnxruntime', 'spacy', 'numpy']
     cfg = ConfigParser(delimiters=['='], interpolation=None)
     cfg.read(Path(__file__).parent.parent/'settings.ini', encoding='utf-8')
-    return cfg['DEFAULT']['requirements'].split()
+    return cfg['DEFAULT']['runtime_requirements' if onnx else 'requirements'].split()
 
 def cold(path, onnx, n=3):
     "The least processor time and time by the clock, of `n`, that loading and one prediction take in a new process; what was imported"
