@@ -100,7 +100,7 @@ def one_run(method, name, labelled, rest, test, lm, pretrained, lang, seed, work
     if method=='paper':
         return answers(ULMFiT.from_df(labelled, path, lm, bs=64, **kwargs).fit_classifier(8, 0.01, bf16=bf16), test)
     if method=='supervised':
-        return answers(ULMFiT.from_df(labelled, path, pretrained, **kwargs).fit_lm(bf16=bf16).fit_classifier(bf16=bf16), test)
+        return answers(ULMFiT.from_df(labelled, path, pretrained, **kwargs).fit_lm(bf16=bf16).fit_classifier(bf16=bf16, recipe=recipe), test)
     if method=='from nothing':
         ulmfit = ULMFiT.from_df(labelled, path, None, config=load_lm(pretrained)[2], **kwargs)
         return answers(ulmfit.fit_classifier(bf16=bf16, recipe=recipe), test)
