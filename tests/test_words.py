@@ -173,7 +173,7 @@ def loss(outs, mixture, targs): return F.cross_entropy(together(outs, mixture)['
 def test_noise_counts_little():
     outs,targs = voices(300, words=0, forward=2, backward=2)
     m = fit_mixture(outs, targs)
-    assert m.weights['words']<.1 and abs(sum(m.weights.values())-1)<1e-6
+    assert m.weights['words']<.2 and abs(sum(m.weights.values())-1)<1e-6
     new,t = voices(3000, 1, words=0, forward=2, backward=2)
     assert loss(new, m, t) < loss(new, None, t)-.1
 
@@ -184,9 +184,9 @@ def test_few_texts_are_not_trusted(n):
 
 def test_weights_are_pulled_towards_equal_ones():
     "The fewer texts, the stronger; twenty do not silence a voice"
-    def spread(n): return np.mean([np.std(list(fit_mixture(*voices(n, seed, words=1, forward=2, backward=2)).weights.values())) for seed in range(3)])
+    def spread(n): return np.mean([np.std(list(fit_mixture(*voices(n, seed, words=0, forward=2, backward=2)).weights.values())) for seed in range(3)])
     assert spread(25)<spread(1000)
-    assert all(min(fit_mixture(*voices(20, seed, words=1, forward=2, backward=2)).weights.values())>.02 for seed in range(5))
+    assert all(min(fit_mixture(*voices(20, seed, words=0, forward=2, backward=2)).weights.values())>.02 for seed in range(5))
 
 def test_temperatures_mend_a_voice_that_is_too_sure():
     outs,targs = voices(300)
@@ -196,6 +196,14 @@ def test_temperatures_mend_a_voice_that_is_too_sure():
     new,t = voices(3000, 1)
     new['words'] = 10*new['words']
     assert loss(new, m, t) < loss(new, None, t)-.1
+
+def test_a_mean_of_sure_voices_is_sure_too():
+    "Voices that are each as sure as they should be, and err in different places: so the temperature of the mean, whatever their weights"
+    for n in (25, 300):
+        outs,targs = voices(n, words=1, forward=2, backward=2)
+        m = fit_mixture(outs, targs)
+        new,t = voices(3000, 1, words=1, forward=2, backward=2)
+        assert m.temperatures['all']<.9 and loss(new, m, t) < loss(new, m._replace(temperatures={**m.temperatures, 'all': 1.}), t)-.05
 
 @pytest.mark.parametrize('n', [20, 60, 200])
 def test_never_much_worse_than_equal_weights(n):

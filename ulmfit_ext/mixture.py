@@ -62,16 +62,17 @@ def _fit_temperature(out, targs, multi, pull):
     return _minimize(_of, 1).exp().item()
 
 def _fit(outs, targs, multi, pull):
-    "Weights, and temperatures of each and of the mean"
+    "Weights, and temperatures of each and of the mean. The last is one number for all, and is hardly pulled"
     k = len(outs)
-    if math.isinf(pull): return [1/k]*k,[1.]*(k+1)
-    temps = [_fit_temperature(o, targs, multi, pull) for o in outs]
-    outs  = [o/t for o,t in zip(outs, temps)]
-    def _of(a):
-        w = a.log_softmax(0)
-        return (_loss(mean_logits(outs, multi, w.exp()), targs, multi) - pull*(w+math.log(k)).sum())/len(targs)
-    weights = _minimize(_of, k).softmax(0)
-    return weights.tolist(),[*temps, _fit_temperature(mean_logits(outs, multi, weights), targs, multi, pull)]
+    weights,temps = [1/k]*k,[1.]*k
+    if math.isfinite(pull):
+        temps = [_fit_temperature(o, targs, multi, pull) for o in outs]
+        outs  = [o/t for o,t in zip(outs, temps)]
+        def _of(a):
+            w = a.log_softmax(0)
+            return (_loss(mean_logits(outs, multi, w.exp()), targs, multi) - pull*(w+math.log(k)).sum())/len(targs)
+        weights = _minimize(_of, k).softmax(0).tolist()
+    return weights,[*temps, _fit_temperature(mean_logits(outs, multi, weights), targs, multi, _pulls[0])]
 
 # %% ../nbs/25_mixture.ipynb #314eba01
 def _held_out_loss(outs, targs, multi, pull):
