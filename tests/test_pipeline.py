@@ -279,6 +279,16 @@ def test_words_are_counted_first_and_weighed_last(spell, capsys):
     assert all(f'{k} {w:.2f}' in said for k,w in weights.items()) and weights['words']>=max(weights.values())-1e-6, 'the classifiers have hardly learned'
     assert u.bag.predict([['xxbos','good']])==['pos']
 
+def test_a_whole_run_begins_with_words(spell, capsys):
+    "Before it reads for hours; once, and anew where the classes are to weigh alike"
+    u = spell().fit(dict(n_epoch=1), dict(n_epoch=1, recipe='together'), refit=False)
+    out = capsys.readouterr().out
+    assert out.count('Counting words: accuracy')==1 and out.index('Counting words: accuracy')<out.index('Language model, forward')
+    u.fit_classifier(1, recipe='together')
+    assert 'Counting words: accuracy' not in capsys.readouterr().out
+    u.fit_classifier(1, recipe='together', balance=True)
+    assert capsys.readouterr().out.count('Counting words: accuracy')==1 and len(list((u.path/'words').iterdir()))==2
+
 def test_words_are_weighed_by_what_they_say_in_use(make, df):
     "Validation texts are read with the words that the vocabulary does not hold, as new texts are"
     u = make(max_vocab=16).fit_classifier(1, recipe='together')

@@ -70,7 +70,7 @@ class ULMFiT(Refitting, Answering):
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
         self.valid_col = None # the column that says what is held out, if there is one
-        self.bag = None # the third voice: words of the training texts alone, as `refit` leaves it
+        self.bag,self.counted = None,None # the third voice: words of the training texts alone, as `refit` leaves it; with which `balance`
         self.how = None # what `fit_classifier` trained with
         self.before = None # the earlier run that this one goes on from
         self.key = None # of the table, as `TableNote` has it
@@ -253,7 +253,7 @@ def fit_classifier(self:ULMFiT,
     n_epoch,wd = numbers.pop('n_epoch'),numbers.pop('wd')
     common = dict(n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **kwargs)
     with run_lock(self.path), self.plan.running():
-        self.count_words(kwargs.get('balance', False))
+        if self.counted!=(balance := kwargs.get('balance', False)): self.count_words(balance)
         self.plan.drop('lm')
         rates = {k:v for k,v in numbers.items() if v is not None}
         given = given_arguments(ULMFiT.fit_classifier, recipe=recipe, **rates, **common)
@@ -379,6 +379,7 @@ def fit(self:ULMFiT,
         learned = some_guesses(self.dls) if self_train else self.dls
         for kind,wanted in dict(guesses=self_train, refit=refit and has_labels).items():
             if wanted: self.plan.add_refit(learned, self._sizes(), self.sides, self.coming.get('n_epoch'), kind=kind)
+        if has_labels: self.count_words(self.coming.get('balance', False)) # first: it is soon known, and takes of the time of the others
         if lm.get('n_epoch')!=0 and self.before is None: self.fit_lm(**lm)
         if has_labels: self.fit_classifier(**self.coming)
         if self_train and self.plan.has_time_for('guesses'): self.self_train()
@@ -411,9 +412,10 @@ def _classifier_settings(self:ULMFiT, side, **settings):
 def count_words(self:ULMFiT,
     balance:bool=False, # Give each class the same weight, as `fit_classifier` does with it?
 ) -> BagOfWords: # None with `words=False`, or where there are no labels
-    "Train the third voice, or read it from disk, and print how good it is. `fit_classifier` begins with this"
+    "Train the third voice, or read it from disk, and print how good it is. `fit` begins with this, or else `fit_classifier`"
     self._can_train()
     if not self.words or self.dls.classes is None: return
+    self.counted = balance
     self.bag = kept_words(self.dls, self.path/'words', balance, data_sha256=self.inputs[self.sides[0]]['data_sha256'])
     tell_words(self.bag, self.dls)
     return self.bag
