@@ -307,7 +307,9 @@ def next_doubling(
 ) -> str: # Empty where it cannot be said
     "What twice as many labels may bring, in a sentence"
     if not {0.5,1.}<=set(curve): return ''
-    points,noise = 100*(curve[1.]-curve[0.5]),100*math.sqrt(curve[1.]*(1-curve[1.])/n_texts)
+    wrong,wrong_half = 1-curve[1.],1-curve[0.5]
+    points = 100*wrong*(1 - wrong/wrong_half) if wrong_half else 0. # the error falls by the same share once more
+    noise  = 100*math.sqrt(wrong*(1-wrong)/n_texts)
     said = f"counting words is right in {curve[1.]:.1%} with all the labels, and in {curve[0.5]:.1%} with half of them"
     if points<0.5 and noise<1: return f"More labels may bring little: {said}."
     if points<noise: return f"{n_texts:,} labels are too few to tell what more would bring: {said}."
