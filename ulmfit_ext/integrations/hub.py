@@ -182,12 +182,11 @@ class HubModel(ModelHubMixin):
         (folder/'README.md').write_text(card, encoding='utf-8')
 
     @classmethod
-    def _from_pretrained(cls, *, model_id, revision=None, cache_dir=None, local_files_only=False, token=None,
-                         force_download=False, quantize=False, device=None, **of_config):
+    def _from_pretrained(cls, *, model_id, quantize=False, device=None, model=None, card=None, **where):
+        "`model` and `card` would be from `config.json`, and are not looked at"
         if as_path(model_id).is_dir(): return cls(load_ulmfit(model_folder(model_id), quantize, device))
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
-            path = Path(_hub().snapshot_download(model_id, revision=revision, cache_dir=cache_dir, token=token, allow_patterns=model_files(),
-                                                 local_files_only=local_files_only, force_download=force_download))
+            path = Path(_hub().snapshot_download(model_id, allow_patterns=model_files(), **where))
             for name in model_files():
                 if (path/name).is_file(): shutil.copyfile(path/name, Path(tmp)/name)
             try: return cls(load_ulmfit(tmp, quantize, device))
@@ -225,8 +224,9 @@ def push_to_hub(
     ens = as_ensemble(model)
     if card is None: card = model_card(ens if isinstance(model, (str,Path)) else model, repo_id, **facts)
     try:
-        said = HubModel(ens, card).push_to_hub(repo_id, private=private, token=token, branch=revision, commit_message=commit_message,
-                                               delete_patterns=model_files(), ignore_patterns=None if card else 'README.md')
+        said = HubModel(ens, card).push_to_hub(
+            repo_id, private=private, token=token, branch=revision, commit_message=commit_message,
+            delete_patterns=model_files(), ignore_patterns=None if card else 'README.md')
     except Exception as e: # a network can go wrong in any way
         raise UlmfitError(f"The model could not be put on the hub as {repo_id} ({_why(e)}): "
                           "check the name, the network, and `hf auth login`") from e
