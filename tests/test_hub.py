@@ -97,22 +97,32 @@ def test_only_a_models_files_are_fetched(hub, ens, tmp_path):
     (lambda o: o.pop('bwd.safetensors'), 'anna/mails is not complete: bwd.safetensors is missing'),
     (lambda o: o.pop('config.json'), 'anna/mails is not a model'),
     (lambda o: o.update({'config.json': b'['*10_000}), 'cannot be read'),
-    (lambda o: o.update({'config.json': b'[]'}), 'cannot be read'),
+    (lambda o: o.update({'config.json': b'[]'}), 'anna/mails is not a classifier'),
     (lambda o: o.update({'config.json': b'\xff{'}), 'cannot be read'),
+    (lambda o: o.update({'config.json': b'{"self": 1, "model": 2, "device": "x", "n": ' + 5000*b'9' + b'}'}), 'cannot be read|is not the file'),
     (lambda o: o.clear() or o.update({'x': b'x'}), 'anna/mails is not a model|could not be fetched')])
 def test_damage_is_named(hub, ens, tmp_path, change, says):
     push(hub, ens)
     change(hub.repos['anna/mails'])
     with raises(says): fetch(hub, tmp_path)
 
-def test_the_mixins_methods(hub, ens, tmp_path):
+def test_the_mixins_methods(hub, ens, saved, tmp_path):
     "A model as huggingface_hub knows them: on disk, with a card, on the hub, and back"
     HubModel(ens).save_pretrained(tmp_path/'model')
+    with raises('README.md, which .* would be lost'): HubModel(ens).save_pretrained(tmp_path/'model') # and the first stays as it is
     assert 'counted words' in (tmp_path/'model'/'README.md').read_text()
     assert same(HubModel.from_pretrained(tmp_path/'model').model, ens) and same(load_ulmfit(tmp_path/'model'), ens)
     HubModel(ens, '# Mails').push_to_hub('anna/mails', token='hf_x')
     assert hub.repos['anna/mails']['README.md']==b'# Mails'
     assert same(HubModel.from_pretrained('anna/mails', cache_dir=tmp_path).model, ens)
+    HubModel(ens).push_to_hub('anna/letters', token='hf_x')
+    assert b"from_pretrained('anna/letters')" in hub.repos['anna/letters']['README.md']
+
+def test_what_is_not_ours_stays(ens, tmp_path):
+    "The mixin itself would remove its `config.json`"
+    (tmp_path/'config.json').write_text('{"theirs": 1}')
+    with raises('.'): HubModel(ens).save_pretrained(tmp_path)
+    assert (tmp_path/'config.json').read_text()=='{"theirs": 1}' and len(list(tmp_path.iterdir()))==1
 
 def test_what_goes_wrong_is_said(hub, ens, tmp_path, monkeypatch):
     with raises('no name for a hub'): push_to_hub(ens, 'a name/of/many')
@@ -120,7 +130,6 @@ def test_what_goes_wrong_is_said(hub, ens, tmp_path, monkeypatch):
     with raises('could not be fetched.*404|could not be fetched.*not found'): fetch(hub, tmp_path)
     with raises('There is no folder'): push(hub, tmp_path/'nowhere')
     at(monkeypatch, 'http://127.0.0.1:9') # where nobody answers
-    monkeypatch.setattr('time.sleep', lambda _: None) # it tries five times
     with raises('could not be put on the hub'): push(hub, ens)
     with raises('could not be fetched'): fetch(hub, tmp_path)
 
@@ -128,14 +137,15 @@ def test_without_the_package(saved):
     code = ("import sys; sys.modules['huggingface_hub'] = None\n"
             "from ulmfit_ext.integrations.hub import *; from ulmfit_ext.core import UlmfitError\n"
             "from_pretrained(sys.argv[1])\n"
-            "try: from_pretrained('anna/mails')\n"
-            "except UlmfitError as e: print(e)\n"
+            "for f in from_pretrained,HubModel.from_pretrained,HubModel(from_pretrained(sys.argv[1]), '').push_to_hub:\n"
+            "    try: f('anna/mails')\n"
+            "    except UlmfitError as e: print(e)\n"
             "assert 'fastai' not in sys.modules\n"
             "model_card(sys.argv[1])")
     res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(saved)], capture_output=True, text=True,
                          env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')])})
     assert res.returncode==0, res.stderr
-    assert "pip install 'ulmfit_ext[hub]'" in res.stdout
+    assert res.stdout.count("pip install 'ulmfit_ext[hub]'")==3
 
 # the card
 

@@ -53,10 +53,8 @@ def different(a, b): return sorted(k for k in a.keys() | b.keys() if a.get(k) !=
 # The notebooks run
 
 run_nb = '''
-import gc,sys
-import fastai.text.all # as nearly all notebooks do
+import sys
 from nbdev.test import test_nb
-gc.freeze()            # what was imported stays, and is not looked through for garbage
 flags,root,fn = sys.argv[1:]
 sys.exit(not test_nb(fn, skip_flags=flags.split(), basepath=root)[0])
 '''

@@ -257,6 +257,7 @@ def test_more_labels_help_or_do_not():
     assert next_doubling({.5:.7,1.:.75}, 3000).startswith('Twice as many labels may bring about 4 points: ') # the error falls by a sixth, and so once more
     assert next_doubling({.5:.8,1.:.95}, 3000).startswith('Twice as many labels may bring about 4 points: '), 'no more than there is'
     assert next_doubling({.5:1.,1.:1.}, 3000).startswith('More labels may bring little')
+    assert next_doubling({.5:.9,1.:1.}, 20).startswith('20 labels are too few to tell')
     assert '75.0%' in next_doubling({.5:.7,1.:.75}, 3000)
     assert next_doubling({.5:.7,1.:.701}, 3000).startswith('More labels may bring little') and next_doubling({1.:.7}, 3000)==''
     for half in (.51,.55): assert next_doubling({.5:half,1.:.53}, 160).startswith('160 labels are too few to tell')

@@ -70,7 +70,7 @@ class ULMFiT(Refitting, Answering):
         self.folder = self.path/'model'
         self.lms,self.learns,self._ensemble = {},{},None # language models and classifiers by side
         self.valid_col = None # the column that says what is held out, if there is one
-        self.bag,self.counted = None,None # the third voice: words of the training texts alone, as `refit` leaves it; with which `balance`
+        self.bag,self.counted = None,None # the third voice, of the training texts alone, and the `balance` it was counted with
         self.how = None # what `fit_classifier` trained with
         self.before = None # the earlier run that this one goes on from
         self.key = None # of the table, as `TableNote` has it

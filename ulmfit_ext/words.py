@@ -309,7 +309,8 @@ def next_doubling(
     if not {0.5,1.}<=set(curve): return ''
     wrong,wrong_half = 1-curve[1.],1-curve[0.5]
     points = 100*wrong*(1 - wrong/wrong_half) if wrong_half else 0. # the error falls by the same share once more
-    noise  = 100*math.sqrt(wrong*(1-wrong)/n_texts)
+    share  = (wrong*n_texts+1)/(n_texts+2) # none wrong of a few does not mean that none ever will be
+    noise  = 100*math.sqrt(share*(1-share)/n_texts)
     said = f"counting words is right in {curve[1.]:.1%} with all the labels, and in {curve[0.5]:.1%} with half of them"
     if points<0.5 and noise<1: return f"More labels may bring little: {said}."
     if points<noise: return f"{n_texts:,} labels are too few to tell what more would bring: {said}."

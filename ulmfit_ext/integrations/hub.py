@@ -167,32 +167,13 @@ def model_card(
 
 # %% ../../nbs/41_integrations.hub.ipynb #38fabfd6
 try: from huggingface_hub import ModelHubMixin
-except ImportError: ModelHubMixin = object # `_hub` says so when it is needed
+except ImportError:
+    class ModelHubMixin:
+        "In its place, where it is not installed"
+        def push_to_hub(self, *args, **kwargs):
+            _hub()
+            raise UlmfitError("huggingface_hub was installed after this was imported: start Python anew")
 
-class HubModel(ModelHubMixin):
-    "A classifier with huggingface_hub's methods; `model` is the `BidirEnsemble`"
-    def __init__(self,
-        model, # A `BidirEnsemble`
-        card:str=None, # The text of `README.md`; None: what `model_card` says of `model`
-    ): self.model,self._card = model,card
-
-    def _save_pretrained(self, save_directory):
-        folder = self.model.save(save_directory)
-        card = model_card(self.model) if self._card is None else self._card
-        (folder/'README.md').write_text(card, encoding='utf-8')
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id, quantize=False, device=None, model=None, card=None, **where):
-        "`model` and `card` would be from `config.json`, and are not looked at"
-        if as_path(model_id).is_dir(): return cls(load_ulmfit(model_folder(model_id), quantize, device))
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
-            path = Path(_hub().snapshot_download(model_id, allow_patterns=model_files(), **where))
-            for name in model_files():
-                if (path/name).is_file(): shutil.copyfile(path/name, Path(tmp)/name)
-            try: return cls(load_ulmfit(tmp, quantize, device))
-            except UlmfitError as e: raise UlmfitError(str(e).replace(tmp, model_id)) from None
-
-# %% ../../nbs/41_integrations.hub.ipynb #27c8a1a4
 def _hub():
     "The package that speaks with a hub"
     try: import huggingface_hub
@@ -200,6 +181,53 @@ def _hub():
         raise UlmfitError("This needs the package huggingface_hub: pip install 'ulmfit_ext[hub]'") from None
     return huggingface_hub
 
+def _fetched(name, folder, **where):
+    "Put the files of a model on a hub into `folder`"
+    path = Path(_hub().snapshot_download(name, allow_patterns=model_files(), **where))
+    for file in model_files():
+        if (path/file).is_file(): shutil.copyfile(path/file, folder/file)
+
+# %% ../../nbs/41_integrations.hub.ipynb #ed019cc8
+class HubModel(ModelHubMixin):
+    "A classifier with huggingface_hub's methods; `model` is the `BidirEnsemble`"
+    def __init__(self,
+        model, # A `BidirEnsemble`
+        card:str=None, # The text of `README.md`; None: what `model_card` says of `model`
+    ): self.model,self._card = model,card
+
+    def save_pretrained(self,
+        save_directory, # Folder for the model and its `README.md`
+        **kwargs # Of the mixin's; not looked at
+    ):
+        "Write model and card. Raises `UlmfitError` where something else is there"
+        folder = self.model.save(save_directory)
+        card = model_card(self.model) if self._card is None else self._card
+        (folder/'README.md').write_text(card, encoding='utf-8')
+
+    def push_to_hub(self,
+        repo_id:str, # Where to put it: `user/model`. Made where it is not there
+        **kwargs # As huggingface_hub has them
+    ):
+        "Put model and card on a hub; the mixin's, with the model's name in the card"
+        card = model_card(self.model, repo_id) if self._card is None else self._card
+        return super(HubModel, HubModel(self.model, card)).push_to_hub(repo_id, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls,
+        pretrained_model_name_or_path, # `user/model` on the hub, or a folder on this disk
+        quantize:bool=False, # As in `load_ulmfit`
+        device=None, # As in `load_ulmfit`
+        **where # `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`: as huggingface_hub has them
+    ): # A `HubModel`
+        "Read a model, without running code. Raises `UlmfitError` where it is none, or damaged"
+        name = str(pretrained_model_name_or_path)
+        if as_path(name).is_dir(): return cls(load_ulmfit(model_folder(name), quantize, device))
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
+            _fetched(name, Path(tmp), **where)
+            try: return cls(load_ulmfit(tmp, quantize, device))
+            except UlmfitError as e: raise UlmfitError(str(e).replace(tmp, name)) from None
+
+# %% ../../nbs/41_integrations.hub.ipynb #27c8a1a4
 def _check_id(repo_id):
     "Raise `UlmfitError` unless `repo_id` is a name that a hub takes"
     _hub()
@@ -249,8 +277,6 @@ def from_pretrained(
         return HubModel.from_pretrained(str(name), revision=revision, token=token, cache_dir=cache_dir,
                                         local_files_only=local_files_only, quantize=quantize, device=device).model
     except UlmfitError: raise
-    except (json.JSONDecodeError,UnicodeDecodeError,RecursionError,AttributeError) as e: # the mixin reads it first
-        raise UlmfitError(f"{name} is not a model: its config.json cannot be read ({_why(e)})") from e
     except Exception as e: # a network can go wrong in any way
         raise UlmfitError(f"The model {name} could not be fetched ({_why(e)}): "
                           "check the name and the network, and that you may read it") from e
