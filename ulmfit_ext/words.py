@@ -293,14 +293,7 @@ def learning_curve(
     accuracy = whole.choices['cv_accuracy']
     return curve if accuracy is None else {**curve, 1.: accuracy}
 
-@patch
-def remember(self:BagOfWords,
-    curve:dict, # From `learning_curve`, of the texts that it was trained with
-    n_texts:int, # How many these were
-):
-    "Keep a learning curve, and what it says, with what else is known of the training"
-    self.choices |= dict(doubling=next_doubling(curve, n_texts), **{f'right_{share:g}': right for share,right in curve.items()})
-
+# %% ../nbs/24_words.ipynb #913e70cc
 def next_doubling(
     curve:dict, # From `learning_curve`
     n_texts:int, # How many texts it was made from
@@ -315,6 +308,14 @@ def next_doubling(
     if points<0.5 and noise<1: return f"More labels may bring little: {said}."
     if points<noise: return f"{n_texts:,} labels are too few to tell what more would bring: {said}."
     return f"Twice as many labels may bring about {points:.0f} point{'s' if round(points)>1 else ''}: {said}."
+
+@patch
+def remember(self:BagOfWords,
+    curve:dict, # From `learning_curve`, of the texts that it was trained with
+    n_texts:int, # How many these were
+):
+    "Keep a learning curve, and what it says, with what else is known of the training"
+    self.choices |= dict(doubling=next_doubling(curve, n_texts), **{f'right_{share:g}': right for share,right in curve.items()})
 
 # %% ../nbs/24_words.ipynb #bdf79fda
 def held_out_words(
