@@ -379,7 +379,7 @@ def fit(self:ULMFiT,
         learned = some_guesses(self.dls) if self_train else self.dls
         for kind,wanted in dict(guesses=self_train, refit=refit and has_labels).items():
             if wanted: self.plan.add_refit(learned, self._sizes(), self.sides, self.coming.get('n_epoch'), kind=kind)
-        if has_labels: self.count_words(self.coming.get('balance', False)) # first: it is soon known, and takes of the time of the others
+        if has_labels: self.count_words(self.coming.get('balance', False)) # in seconds; the rest is shared out then
         if lm.get('n_epoch')!=0 and self.before is None: self.fit_lm(**lm)
         if has_labels: self.fit_classifier(**self.coming)
         if self_train and self.plan.has_time_for('guesses'): self.self_train()

@@ -181,9 +181,22 @@ def _hub():
         raise UlmfitError("This needs the package huggingface_hub: pip install 'ulmfit_ext[hub]'") from None
     return huggingface_hub
 
+def _check_id(repo_id):
+    "Raise `UlmfitError` unless `repo_id` is a name that a hub takes"
+    _hub()
+    from huggingface_hub.utils import validate_repo_id
+    try: validate_repo_id(repo_id)
+    except (ValueError,TypeError) as e: raise UlmfitError(f"{repo_id!r} is no name for a hub ({e}): write user/model") from None
+
+def _why(e): return f'{type(e).__name__}: {shown(e, 300)}'
+
 def _fetched(name, folder, **where):
     "Put the files of a model on a hub into `folder`"
-    path = Path(_hub().snapshot_download(name, allow_patterns=model_files(), **where))
+    _check_id(name)
+    try: path = Path(_hub().snapshot_download(name, allow_patterns=model_files(), **where))
+    except Exception as e: # a network can go wrong in any way
+        raise UlmfitError(f"The model {name} could not be fetched ({_why(e)}): "
+                          "check the name and the network, and that you may read it") from e
     for file in model_files():
         if (path/file).is_file(): shutil.copyfile(path/file, folder/file)
 
@@ -228,15 +241,6 @@ class HubModel(ModelHubMixin):
             except UlmfitError as e: raise UlmfitError(str(e).replace(tmp, name)) from None
 
 # %% ../../nbs/41_integrations.hub.ipynb #27c8a1a4
-def _check_id(repo_id):
-    "Raise `UlmfitError` unless `repo_id` is a name that a hub takes"
-    _hub()
-    from huggingface_hub.utils import validate_repo_id
-    try: validate_repo_id(repo_id)
-    except (ValueError,TypeError) as e: raise UlmfitError(f"{repo_id!r} is no name for a hub ({e}): write user/model") from None
-
-def _why(e): return f'{type(e).__name__}: {shown(e, 300)}'
-
 def push_to_hub(
     model, # A trained `ULMFiT` or `UlmfitClassifier`, a `BidirEnsemble`, or the path of a model folder
     repo_id:str, # Where to put it: `user/model`. Made where it is not there
@@ -271,12 +275,5 @@ def from_pretrained(
     device=None, # As in `load_ulmfit`
 ) -> BidirEnsemble: # Ready for `predict`, `predict_df` and `validate(df=…)`
     "A classifier from a hub, loaded without running code. Raises `UlmfitError` where there is none, or it is damaged"
-    if as_path(name).is_dir(): return load_ulmfit(model_folder(name), quantize, device)
-    _check_id(str(name))
-    try:
-        return HubModel.from_pretrained(str(name), revision=revision, token=token, cache_dir=cache_dir,
-                                        local_files_only=local_files_only, quantize=quantize, device=device).model
-    except UlmfitError: raise
-    except Exception as e: # a network can go wrong in any way
-        raise UlmfitError(f"The model {name} could not be fetched ({_why(e)}): "
-                          "check the name and the network, and that you may read it") from e
+    return HubModel.from_pretrained(name, quantize, device, revision=revision, token=token, cache_dir=cache_dir,
+                                    local_files_only=local_files_only).model
