@@ -274,7 +274,7 @@ def test_words_are_counted_first_and_weighed_last(spell, capsys):
     res = u.validate()
     assert list(res.index)==['words','forward','backward','both','all'] and res.accuracy['words']>.8
     said = next(o for o in out.splitlines() if o.startswith('Weights of the voices, by 30 validation texts: '))
-    assert 'labels may bring' in out.splitlines()[-1] and out.count(' right in ')==out.count('counting words is right in ')<=1, 'who won is for the report'
+    assert 'counting words is right in ' in out.splitlines()[-1] and out.count(' right in ')==out.count('counting words is right in ')==1, 'who won is for the report'
     weights = u.ensemble.mixture.weights
     assert all(f'{k} {w:.2f}' in said for k,w in weights.items()) and weights['words']>=max(weights.values())-1e-6, 'the classifiers have hardly learned'
     assert u.bag.predict([['xxbos','good']])==['pos']
