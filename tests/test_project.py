@@ -5,7 +5,7 @@ from configparser import ConfigParser
 from pathlib import Path
 from shutil import copy2
 from types import SimpleNamespace
-import pytest
+import one_notebook,pytest
 from nbdev.config import get_config
 
 root = Path(__file__).resolve().parent.parent
@@ -52,34 +52,27 @@ def different(a, b): return sorted(k for k in a.keys() | b.keys() if a.get(k) !=
 
 # The notebooks run
 
-run_nb = '''
-import sys
-from nbdev.test import test_nb
-flags,root,fn = sys.argv[1:]
-sys.exit(not test_nb(fn, skip_flags=flags.split(), basepath=root)[0])
-'''
-
 @pytest.fixture(scope='session')
 def runs(request, tmp_path_factory):
     "All notebooks that were asked for, begun in a copy of the project, one for each core at a time that no other tests run on"
     asked = [o.callspec.params['nb'] for o in request.session.items if o.name.startswith('test_notebook[')]
-    copy,flags = copy_project(tmp_path_factory.mktemp('notebooks')),get_config(root).tst_flags
+    copy,logs,flags = copy_project(tmp_path_factory.mktemp('notebooks')),tmp_path_factory.mktemp('logs'),get_config(root).tst_flags
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     cores //= int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
     before = contents(copy/'nbs')
     with ThreadPoolExecutor(min(max(cores, 1), 8)) as pool:
-        yield SimpleNamespace(copy=copy, before=before, res={nb:pool.submit(python, run_nb, flags, copy, copy/nb, cwd=copy) for nb in asked})
+        passed = {nb: pool.submit(one_notebook.passes, copy/nb, flags, copy, logs/nb.name) for nb in asked}
+        yield SimpleNamespace(copy=copy, before=before, logs=logs, passed=passed)
         pool.shutdown(cancel_futures=True)
 
 @pytest.mark.parametrize('nb', to_run, ids=[p.relative_to('nbs').with_suffix('').as_posix() for p in to_run])
 def test_notebook(nb, runs):
     "The notebook runs from top to bottom; cells marked `slow`, `notest` or `eval: false` are left out"
-    res = runs.res[nb].result()
-    if res.returncode: pytest.fail(f'{nb} fails:\n{res.stdout[-2000:]}\n{res.stderr[-6000:]}', pytrace=False)
+    if not runs.passed[nb].result(): pytest.fail(f'{nb} fails:\n{(runs.logs/nb.name).read_text()[-8000:]}', pytrace=False)
 
 def test_notebooks_leave_nothing_behind(runs):
     "Notebooks write to temporary folders, not beside themselves"
-    for o in runs.res.values(): o.result()
+    for o in runs.passed.values(): o.result()
     assert different(contents(runs.copy/'nbs'), runs.before) == []
 
 # What is made from them is up to date

@@ -1,0 +1,30 @@
+"""Run a notebook in a process of its own. Processes are forked from one that has imported what nearly all notebooks import,
+which would take most of their time; where processes cannot be forked, each begins anew"""
+import gc,multiprocessing,os,sys,warnings
+
+ctx = multiprocessing.get_context('forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn')
+ctx.set_forkserver_preload(['fastai.text.all', 'nbdev.test'])
+
+def run(nb, flags, copy, log):
+    "Run notebook `nb` with the package in `copy`, except cells with `flags`; what it prints goes to file `log`"
+    gc.freeze() # what was imported stays
+    multiprocessing.set_start_method(None, force=True) # as it is where a user runs it
+    warnings.simplefilter('ignore')
+    os.environ |= dict(PYTHONPATH=os.pathsep.join(filter(None, [str(copy), os.environ.get('PYTHONPATH')])), PYTHONWARNINGS='ignore',
+                       PYTHONDONTWRITEBYTECODE='1')
+    os.environ.pop('IN_TEST', None)
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    sys.dont_write_bytecode = True
+    with open(log, 'w') as f:
+        for o in 1,2: os.dup2(f.fileno(), o)
+    from nbdev.test import test_nb
+    sys.exit(not test_nb(nb, skip_flags=flags.split(), basepath=copy)[0])
+
+def passes(nb, flags, copy, log, timeout=600):
+    "Does the notebook run from top to bottom?"
+    p = ctx.Process(target=run, args=(nb, flags, copy, log))
+    p.start()
+    p.join(timeout)
+    if p.exitcode is None: p.kill()
+    return p.exitcode==0
