@@ -358,7 +358,7 @@ def _guess_speed(self:ULMFiT, kind):
     if kind=='language models': return training_speed()
     learn = self._new_classifier(self.sides[0])
     learn.unfreeze()
-    return time_steps(learn, token_cost(self._sizes()), 0.6*self.minutes, _all_cbs(learn, None, self.coming.get('bf16')))
+    return token_cost(self._sizes())*time_steps(learn, 0.6*self.minutes, _all_cbs(learn, None, self.coming.get('bf16')))
 
 @patch
 def fit(self:ULMFiT,
