@@ -289,6 +289,16 @@ def test_a_whole_run_begins_with_words(spell, capsys):
     u.fit_classifier(1, recipe='together', balance=True)
     assert capsys.readouterr().out.count('Counting words: accuracy')==1 and len(list((u.path/'words').iterdir()))==2
 
+@pytest.mark.parametrize('lm,classifier,says', [
+    (dict(lr_max=-1),{},'lr_max is -1'), (dict(patient=1),{},"fit_lm has no argument 'patient': did you mean 'patience'"),
+    ({},dict(n_epoch=0),'n_epoch is 0'), ({},dict(epochs=1),"fit_classifier has no argument 'epochs': did you mean 'n_epoch'"),
+    ({},dict(wd=-1),'wd is -1'), ({},dict(recipe='both'),"recipe is 'both': 'auto' or one of")])
+def test_a_slip_in_a_later_stage_is_told_before_the_first(make, lm, classifier, says):
+    u = make()
+    with pytest.raises(UlmfitError, match=says): u.fit(lm, classifier)
+    assert not {'words','lm','classifier'} & {p.name for p in u.path.iterdir()}
+    with pytest.raises(UlmfitError, match=says): u.fit_lm(**lm) if lm else u.fit_classifier(**classifier)
+
 def test_words_are_weighed_by_what_they_say_in_use(make, df):
     "Validation texts are read with the words that the vocabulary does not hold, as new texts are"
     u = make(max_vocab=16).fit_classifier(1, recipe='together')

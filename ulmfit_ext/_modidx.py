@@ -804,6 +804,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ulmfit_ext.earlier._of_kind': ('earlier.html#_of_kind', 'ulmfit_ext/earlier.py'),
                                     'ulmfit_ext.earlier._read_facts': ('earlier.html#_read_facts', 'ulmfit_ext/earlier.py'),
                                     'ulmfit_ext.earlier._write_facts': ('earlier.html#_write_facts', 'ulmfit_ext/earlier.py'),
+                                    'ulmfit_ext.earlier.check_arguments': ('earlier.html#check_arguments', 'ulmfit_ext/earlier.py'),
                                     'ulmfit_ext.earlier.classifier_before': ('earlier.html#classifier_before', 'ulmfit_ext/earlier.py'),
                                     'ulmfit_ext.earlier.earlier_run': ('earlier.html#earlier_run', 'ulmfit_ext/earlier.py'),
                                     'ulmfit_ext.earlier.given_arguments': ('earlier.html#given_arguments', 'ulmfit_ext/earlier.py'),

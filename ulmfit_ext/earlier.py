@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['text_hashes', 'EarlierRun', 'earlier_run', 'TableNote', 'note_rows', 'note_result', 'go_on_from', 'held_out_rows',
-           'same_split', 'labels_as_before', 'with_rows', 'joined_tables', 'recipe_before', 'given_arguments',
-           'classifier_before']
+           'same_split', 'labels_as_before', 'with_rows', 'joined_tables', 'recipe_before', 'check_arguments',
+           'given_arguments', 'classifier_before']
 
 # %% ../nbs/37_earlier.ipynb #afe345dd
-import hashlib,inspect,json
+import difflib,hashlib,inspect,json
 import numpy as np,pandas as pd
 from dataclasses import dataclass,field
 from pathlib import Path
@@ -264,6 +264,21 @@ def recipe_before(
     if name!='auto' or not found or n_labelled>2*found['texts']: return name
     print(f"Recipe: {found['name']}, as before")
     return found['name']
+
+# %% ../nbs/37_earlier.ipynb #9cff7d8a
+_numbers = 'n_epoch','lr_max','factor','epochs_per_stage','wd','minutes','clip','drop_mult','max_len'
+
+def check_arguments(
+    f, # A function
+    given:dict, # Some of its arguments
+) -> dict: # The same, with numbers as Python's
+    "Raises `UlmfitError` for what is no argument of `f`, and for a number that will not do"
+    known = [o for o in inspect.signature(f).parameters if o!='self']
+    for name in given:
+        if name in known: continue
+        near = difflib.get_close_matches(str(name), known, 1)
+        raise UlmfitError(f"{f.__name__} has no argument {name!r}{f': did you mean {near[0]!r}?' if near else ''}")
+    return {**given, **check_numbers(**{k: o for k,o in given.items() if k in _numbers})}
 
 # %% ../nbs/37_earlier.ipynb #450ad469
 def given_arguments(

@@ -195,13 +195,12 @@ def fit_lm(self:ULMFiT,
 
     It reads the training texts and those without labels; the validation texts measure it. The best epoch's weights are kept."""
     self._can_train()
-    n_epoch = check_numbers(n_epoch=n_epoch)['n_epoch']
-    how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, cbs=cbs,
-               patience=patience, **kwargs)
+    how = dict(n_epoch=n_epoch, lr_max=lr_max, drop_mult=drop_mult, minutes=minutes, clip=clip, factor=factor, wd=wd, bf16=bf16, cbs=cbs)
+    how = check_arguments(ULMFiT.fit_lm, dict(how, patience=patience, **kwargs))
     fixed = dict(adam=awd_adam, dropouts=_dropouts(awd_lstm_lm_config))
     settings = {s: training_settings(Learner.fit_stlr, ULMFiT.fit_lm, **{**fixed, **self.inputs[s], **how}) for s in self.sides}
     with run_lock(self.path), self.plan.running():
-        self.plan.add_lms(self.dls, self._sizes(), self.sides, n_epoch)
+        self.plan.add_lms(self.dls, self._sizes(), self.sides, how['n_epoch'])
         self.plan.add_classifiers(self.dls, self._sizes(), self.sides, self.seed or 0, **self.coming)
         for side in self.sides:
             def _read(folder):
@@ -249,20 +248,19 @@ def fit_classifier(self:ULMFiT,
     "Stage three: train the classifier of each direction by a recipe, or read it from disk"
     self._can_train()
     check_place(self.folder)
-    numbers = check_numbers(n_epoch=n_epoch, lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage, wd=wd)
-    n_epoch,wd = numbers.pop('n_epoch'),numbers.pop('wd')
-    common = dict(n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **kwargs)
+    common  = check_arguments(ULMFiT.fit_classifier, dict(n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **kwargs))
+    numbers = check_numbers(lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage)
     with run_lock(self.path), self.plan.running():
         if self.counted!=(balance := kwargs.get('balance', False)): self.count_words(balance)
         self.plan.drop('lm')
         rates = {k:v for k,v in numbers.items() if v is not None}
         given = given_arguments(ULMFiT.fit_classifier, recipe=recipe, **rates, **common)
         recipe = recipe_before(self.before, recipe_name(recipe, rates), len(self.dls.labelled))
-        plan = partial(self.plan.add_classifiers, self.dls, self._sizes(), self.sides, self.seed or 0, n_epoch)
+        plan = partial(self.plan.add_classifiers, self.dls, self._sizes(), self.sides, self.seed or 0, common['n_epoch'])
         plan(recipe, **rates)
         recipe = self._recipe(recipe, rates, common)
         plan(recipe)
-        common['n_epoch'] = ifnone(n_epoch, epochs_for(len(self.dls.train_idx)))
+        common['n_epoch'] = ifnone(common['n_epoch'], epochs_for(len(self.dls.train_idx)))
         self.how = dict(recipe=recipe, **common)
         self.learns = self._classifiers('classifier', self.dls, **self.how)
         self._ensemble,self.held_out,self.guesses = None,None,None
@@ -321,11 +319,10 @@ def _read_classifier(self:ULMFiT, side, data, folder, **kwargs):
 # %% ../nbs/40_pipeline.ipynb #80416522
 @patch
 def _recipe(self:ULMFiT, name, rates, common):
-    "The recipe of this name with the `rates` given. Raises `UlmfitError` for an unknown name"
+    "The recipe of this name with the `rates` given"
     if name=='auto':
         name = self._best_recipe(common)
         note_result(self.path, self.key, recipe=dict(name=name, texts=len(self.dls.labelled)))
-    if name not in recipes: raise UlmfitError(f"recipe is {name!r}: 'auto' or one of {', '.join(recipes)}")
     return replace(recipes[name], **rates)
 
 @patch
@@ -370,7 +367,9 @@ def fit(self:ULMFiT,
     """Stages two and three, in the `minutes` of the run: `fit_lm` (not where the run goes on), `fit_classifier`, and what else is wanted
 
     Raises `UlmfitError` for `self_train` where there is nothing to guess, or nothing held out to judge by."""
-    lm,self.coming = lm or {},classifier or {}
+    lm,self.coming = lm or {},check_arguments(ULMFiT.fit_classifier, classifier or {})
+    recipe_name(self.coming.get('recipe', 'auto'), ()) # raises for what is none
+    if lm.get('n_epoch')!=0: check_arguments(ULMFiT.fit_lm, lm)
     has_labels = self.dls.classes is not None
     if refit is None: refit = len(self.dls.labelled)<=5000 and self.valid_col is None
     if has_labels: check_place(self.folder)
@@ -460,6 +459,5 @@ def add(self:ULMFiT,
     if before is None:
         raise UlmfitError(f"{path} does not say what the model was trained on: "
                           "give all rows, old and new, to `ULMFiT.from_df`")
-    asked = {**before.asked, 'epochs':(0,None), 'minutes':minutes}
-    more  = ULMFiT.from_df(with_rows(before, as_frame(df)), path, go_on=True, **asked)
+    more = ULMFiT.from_df(with_rows(before, as_frame(df)), path, go_on=True, **{**before.asked, 'epochs':(0,None), 'minutes':minutes})
     return more.fit(dict(n_epoch=0), classifier_before(before, classifier), refit)
