@@ -298,6 +298,7 @@ def test_a_slip_in_a_later_stage_is_told_before_the_first(make, lm, classifier, 
     with pytest.raises(UlmfitError, match=says): u.fit(lm, classifier)
     assert not {'words','lm','classifier'} & {p.name for p in u.path.iterdir()}
     with pytest.raises(UlmfitError, match=says): u.fit_lm(**lm) if lm else u.fit_classifier(**classifier)
+    with pytest.raises(UlmfitError, match='the arguments of fit_lm are 3: pass a dict'): u.fit(3)
 
 def test_words_are_weighed_by_what_they_say_in_use(make, df):
     "Validation texts are read with the words that the vocabulary does not hold, as new texts are"

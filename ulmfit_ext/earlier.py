@@ -273,6 +273,7 @@ def check_arguments(
     given:dict, # Some of its arguments
 ) -> dict: # The same, with numbers as Python's
     "Raises `UlmfitError` for what is no argument of `f`, and for a number that will not do"
+    if not isinstance(given, dict): raise UlmfitError(f"the arguments of {f.__name__} are {given!r}: pass a dict")
     known = [o for o in inspect.signature(f).parameters if o!='self']
     for name in given:
         if name in known: continue

@@ -366,10 +366,12 @@ def fit(self:ULMFiT,
 ) -> ULMFiT: # Itself
     """Stages two and three, in the `minutes` of the run: `fit_lm` (not where the run goes on), `fit_classifier`, and what else is wanted
 
-    Raises `UlmfitError` for `self_train` where there is nothing to guess, or nothing held out to judge by."""
+    Raises `UlmfitError`, before anything is trained, for arguments that will not do, and for `self_train` where there is nothing to guess,
+    or nothing held out to judge by."""
     lm,self.coming = lm or {},check_arguments(ULMFiT.fit_classifier, classifier or {})
     recipe_name(self.coming.get('recipe', 'auto'), ()) # raises for what is none
-    if lm.get('n_epoch')!=0: check_arguments(ULMFiT.fit_lm, lm)
+    reads = not isinstance(lm, dict) or lm.get('n_epoch')!=0
+    if reads: check_arguments(ULMFiT.fit_lm, lm)
     has_labels = self.dls.classes is not None
     if refit is None: refit = len(self.dls.labelled)<=5000 and self.valid_col is None
     if has_labels: check_place(self.folder)
@@ -379,7 +381,7 @@ def fit(self:ULMFiT,
         for kind,wanted in dict(guesses=self_train, refit=refit and has_labels).items():
             if wanted: self.plan.add_refit(learned, self._sizes(), self.sides, self.coming.get('n_epoch'), kind=kind)
         if has_labels: self.count_words(self.coming.get('balance', False)) # in seconds; the rest is shared out then
-        if lm.get('n_epoch')!=0 and self.before is None: self.fit_lm(**lm)
+        if reads and self.before is None: self.fit_lm(**lm)
         if has_labels: self.fit_classifier(**self.coming)
         if self_train and self.plan.has_time_for('guesses'): self.self_train()
         elif self_train: print('There is no time for self-training')
