@@ -1,9 +1,9 @@
 """Run a notebook in a process of its own. Processes are forked from one that has imported what nearly all notebooks import,
-which would take most of their time; where processes cannot be forked, each begins anew"""
+which would take most of their time; elsewhere than on Linux, where forks are not safe or not there, each begins anew"""
 import gc,multiprocessing,os,sys,warnings
 
-ctx = multiprocessing.get_context('forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn')
-ctx.set_forkserver_preload(['fastai.text.all', 'nbdev.test'])
+ctx = multiprocessing.get_context('forkserver' if sys.platform=='linux' else 'spawn')
+if sys.platform=='linux': ctx.set_forkserver_preload(['fastai.text.all', 'nbdev.test'])
 
 def run(nb, flags, copy, log):
     "Run notebook `nb` with the package in `copy`, except cells with `flags`; what it prints goes to file `log`"
