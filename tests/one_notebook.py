@@ -1,12 +1,12 @@
 """Run a notebook in a process of its own. Processes are forked from one that has imported what nearly all notebooks import,
 which would take most of their time; elsewhere than on Linux, where forks are not safe or not there, each begins anew"""
-import gc,multiprocessing,os,sys,warnings
+import faulthandler,gc,multiprocessing,os,sys,warnings
 
 ctx = multiprocessing.get_context('forkserver' if sys.platform=='linux' else 'spawn')
 if sys.platform=='linux': ctx.set_forkserver_preload(['fastai.text.all', 'nbdev.test'])
 
 def run(nb, flags, copy, log):
-    "Run notebook `nb` with the package in `copy`, except cells with `flags`; what it prints goes to file `log`"
+    "Run notebook `nb` with the package in `copy`, except cells with `flags`; what it prints goes to file `log`, and a file beside it says that it passed"
     gc.freeze() # what was imported stays
     multiprocessing.set_start_method(None, force=True) # as it is where a user runs it
     warnings.simplefilter('ignore')
@@ -18,13 +18,19 @@ def run(nb, flags, copy, log):
     sys.dont_write_bytecode = True
     with open(log, 'w') as f:
         for o in 1,2: os.dup2(f.fileno(), o)
+    faulthandler.enable()
     from nbdev.test import test_nb
-    sys.exit(not test_nb(nb, skip_flags=flags.split(), basepath=copy)[0])
+    if not test_nb(nb, skip_flags=flags.split(), basepath=copy)[0]: sys.exit(1)
+    log.with_suffix('.passed').touch()
 
-def passes(nb, flags, copy, log, timeout=600):
-    "Does the notebook run from top to bottom?"
+def failure(nb, flags, copy, log, timeout=600):
+    "How the notebook fails, with the end of what it printed; '' where it runs from top to bottom"
     p = ctx.Process(target=run, args=(nb, flags, copy, log))
     p.start()
     p.join(timeout)
-    if p.exitcode is None: p.kill()
-    return p.exitcode==0
+    if log.with_suffix('.passed').exists(): return '' # an exit code of 0 would say less: a cell may call `os._exit`
+    end = f'exit code {p.exitcode}'
+    if p.is_alive():
+        end = f'it took longer than {timeout} s'
+        p.kill()
+    return f"{end}\n{log.read_text()[-8000:] if log.exists() else ''}"

@@ -6,6 +6,7 @@ from fastai.callback.training import GradientClip
 from made_up import make_texts
 from ulmfit_ext.data import UlmfitError
 from ulmfit_ext.pipeline import ULMFiT
+from ulmfit_ext.recipe import recipes
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
 
@@ -292,12 +293,14 @@ def test_a_whole_run_begins_with_words(spell, capsys):
 @pytest.mark.parametrize('lm,classifier,says', [
     (dict(lr_max=-1),{},'lr_max is -1'), (dict(patient=1),{},"fit_lm has no argument 'patient': did you mean 'patience'"),
     ({},dict(n_epoch=0),'n_epoch is 0'), ({},dict(epochs=1),"fit_classifier has no argument 'epochs': did you mean 'n_epoch'"),
-    ({},dict(wd=-1),'wd is -1'), ({},dict(recipe='both'),"recipe is 'both': 'auto' or one of")])
+    ({},dict(wd=-1),'wd is -1'), (dict(n_epoch=0, lr=1),{},"fit_lm has no argument 'lr'"),
+    ({},dict(recipe='both'),"recipe is 'both': 'auto' or one of"), ({},dict(recipe=recipes['together']),"recipe is Recipe.* one of")])
 def test_a_slip_in_a_later_stage_is_told_before_the_first(make, lm, classifier, says):
     u = make()
     with pytest.raises(UlmfitError, match=says): u.fit(lm, classifier)
     assert not {'words','lm','classifier'} & {p.name for p in u.path.iterdir()}
-    with pytest.raises(UlmfitError, match=says): u.fit_lm(**lm) if lm else u.fit_classifier(**classifier)
+    with pytest.raises(UlmfitError, match=says): u.fit_classifier(**classifier) if classifier else u.fit_lm(**{**lm, 'n_epoch':1})
+    assert not u.coming
     with pytest.raises(UlmfitError, match='the arguments of fit_lm are 3: pass a dict'): u.fit(3)
 
 def test_words_are_weighed_by_what_they_say_in_use(make, df):

@@ -61,18 +61,18 @@ def runs(request, tmp_path_factory):
     cores //= int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
     before = contents(copy/'nbs')
     with ThreadPoolExecutor(min(max(cores, 1), 8)) as pool:
-        passed = {nb: pool.submit(one_notebook.passes, copy/nb, flags, copy, logs/nb.name) for nb in asked}
-        yield SimpleNamespace(copy=copy, before=before, logs=logs, passed=passed)
+        failures = {nb: pool.submit(one_notebook.failure, copy/nb, flags, copy, logs/'_'.join(nb.parts)) for nb in asked}
+        yield SimpleNamespace(copy=copy, before=before, failures=failures)
         pool.shutdown(cancel_futures=True)
 
 @pytest.mark.parametrize('nb', to_run, ids=[p.relative_to('nbs').with_suffix('').as_posix() for p in to_run])
 def test_notebook(nb, runs):
     "The notebook runs from top to bottom; cells marked `slow`, `notest` or `eval: false` are left out"
-    if not runs.passed[nb].result(): pytest.fail(f'{nb} fails:\n{(runs.logs/nb.name).read_text()[-8000:]}', pytrace=False)
+    if said := runs.failures[nb].result(): pytest.fail(f'{nb} fails: {said}', pytrace=False)
 
 def test_notebooks_leave_nothing_behind(runs):
     "Notebooks write to temporary folders, not beside themselves"
-    for o in runs.passed.values(): o.result()
+    for o in runs.failures.values(): o.result()
     assert different(contents(runs.copy/'nbs'), runs.before) == []
 
 # What is made from them is up to date

@@ -50,7 +50,7 @@ _rules = dict(
 _rules_or_none = dict(
     clas_bs=(_whole(2)[0], 'at least 2 (None: as bs), for batch norm needs two texts in a batch'),
     n_epoch=_whole(1), epochs_per_stage=_whole(1), factor=_above_0,
-    max_len=_whole(1), max_tokens=_whole(1), max_docs=_whole(1), max_vocab=_whole(1), workers=_whole(0), part=_whole(0),
+    max_len=_whole(1), max_tokens=_whole(1), max_docs=_whole(1), max_vocab=_whole(1), workers=_whole(0), part=_whole(0), patience=_whole(0),
     seed=_whole(0), lr_max=_from_0, wd=_from_0, clip=_from_0, minutes=_above_0)
 
 def check_numbers(

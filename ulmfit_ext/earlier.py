@@ -266,11 +266,12 @@ def recipe_before(
     return found['name']
 
 # %% ../nbs/37_earlier.ipynb #9cff7d8a
-_numbers = 'n_epoch','lr_max','factor','epochs_per_stage','wd','minutes','clip','drop_mult','max_len'
+_numbers = 'n_epoch','lr_max','factor','epochs_per_stage','wd','minutes','clip','patience','drop_mult','max_len'
 
 def check_arguments(
     f, # A function
     given:dict, # Some of its arguments
+    **also # Numbers that will do besides, by argument
 ) -> dict: # The same, with numbers as Python's
     "Raises `UlmfitError` for what is no argument of `f`, and for a number that will not do"
     if not isinstance(given, dict): raise UlmfitError(f"the arguments of {f.__name__} are {given!r}: pass a dict")
@@ -279,7 +280,8 @@ def check_arguments(
         if name in known: continue
         near = difflib.get_close_matches(str(name), known, 1)
         raise UlmfitError(f"{f.__name__} has no argument {name!r}{f': did you mean {near[0]!r}?' if near else ''}")
-    return {**given, **check_numbers(**{k: o for k,o in given.items() if k in _numbers})}
+    numbers = {k: o for k,o in given.items() if k in _numbers and not (k in also and o==also[k])}
+    return {**given, **check_numbers(**numbers)}
 
 # %% ../nbs/37_earlier.ipynb #450ad469
 def given_arguments(

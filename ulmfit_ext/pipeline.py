@@ -250,12 +250,13 @@ def fit_classifier(self:ULMFiT,
     check_place(self.folder)
     common  = check_arguments(ULMFiT.fit_classifier, dict(n_epoch=n_epoch, wd=wd, bf16=bf16, cbs=cbs, **kwargs))
     numbers = check_numbers(lr_max=lr_max, factor=factor, epochs_per_stage=epochs_per_stage)
+    rates   = {k:v for k,v in numbers.items() if v is not None}
+    name    = recipe_name(recipe, rates)
     with run_lock(self.path), self.plan.running():
         if self.counted!=(balance := kwargs.get('balance', False)): self.count_words(balance)
         self.plan.drop('lm')
-        rates = {k:v for k,v in numbers.items() if v is not None}
         given = given_arguments(ULMFiT.fit_classifier, recipe=recipe, **rates, **common)
-        recipe = recipe_before(self.before, recipe_name(recipe, rates), len(self.dls.labelled))
+        recipe = recipe_before(self.before, name, len(self.dls.labelled))
         plan = partial(self.plan.add_classifiers, self.dls, self._sizes(), self.sides, self.seed or 0, common['n_epoch'])
         plan(recipe, **rates)
         recipe = self._recipe(recipe, rates, common)
@@ -366,12 +367,11 @@ def fit(self:ULMFiT,
 ) -> ULMFiT: # Itself
     """Stages two and three, in the `minutes` of the run: `fit_lm` (not where the run goes on), `fit_classifier`, and what else is wanted
 
-    Raises `UlmfitError`, before anything is trained, for arguments that will not do, and for `self_train` where there is nothing to guess,
-    or nothing held out to judge by."""
-    lm,self.coming = lm or {},check_arguments(ULMFiT.fit_classifier, classifier or {})
-    recipe_name(self.coming.get('recipe', 'auto'), ()) # raises for what is none
-    reads = not isinstance(lm, dict) or lm.get('n_epoch')!=0
-    if reads: check_arguments(ULMFiT.fit_lm, lm)
+    Raises `UlmfitError` before anything is trained for unknown arguments and recipes, for numbers that will not do, and for `self_train` where
+    there is nothing to guess, or nothing held out to judge by."""
+    lm,coming = check_arguments(ULMFiT.fit_lm, lm or {}, n_epoch=0),check_arguments(ULMFiT.fit_classifier, classifier or {})
+    recipe_name(coming.get('recipe', 'auto'), ()) # raises for what is none
+    self.coming = coming
     has_labels = self.dls.classes is not None
     if refit is None: refit = len(self.dls.labelled)<=5000 and self.valid_col is None
     if has_labels: check_place(self.folder)
@@ -381,7 +381,7 @@ def fit(self:ULMFiT,
         for kind,wanted in dict(guesses=self_train, refit=refit and has_labels).items():
             if wanted: self.plan.add_refit(learned, self._sizes(), self.sides, self.coming.get('n_epoch'), kind=kind)
         if has_labels: self.count_words(self.coming.get('balance', False)) # in seconds; the rest is shared out then
-        if reads and self.before is None: self.fit_lm(**lm)
+        if lm.get('n_epoch')!=0 and self.before is None: self.fit_lm(**lm)
         if has_labels: self.fit_classifier(**self.coming)
         if self_train and self.plan.has_time_for('guesses'): self.self_train()
         elif self_train: print('There is no time for self-training')

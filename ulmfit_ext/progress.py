@@ -16,6 +16,7 @@ from .callback.groups import GivesBack,is_fitting
 from .text.labels import *
 from .callback.ranks import *
 from .text.tables import *
+from .text.loaders import *
 from .data import *
 from .weights import *
 from .lm import *
@@ -252,14 +253,16 @@ class _FewSteps(Callback):
     "Time ten steps, or as many as there is time for, and end the fit"
     order = CountWork.order
     def __init__(self, limit): self.limit,self.tokens,self.seconds = limit,[],[]
-    def before_fit(self): self.began = self.at = time.time()
+    def before_fit(self): self.at = time.time()
     def after_batch(self):
         now = time.time()
         self.tokens.append(self.xb[0].numel()*n_ranks())
         self.seconds.append(now-self.at)
         self.at = now
-        if len(self.tokens)>=min_steps or now-self.began>self.limit: raise CancelFitException
-    _docs = dict(before_fit="Start the clock", after_batch="Note the step. Is it enough?")
+        limit = self.limit if len(self.tokens)>=4 else 5*self.limit # the first alone, the longest, says little of the others
+        if len(self.tokens)>=min_steps or sum(self.seconds)>limit: raise CancelFitException
+    def after_train(self): raise CancelFitException
+    _docs = dict(before_fit="Start the clock", after_batch="Note the step. Is it enough?", after_train="An epoch is enough")
 
 def padded_tokens(
     lens, # Lengths of all texts
@@ -282,10 +285,10 @@ def epoch_seconds(
 
 def time_steps(
     learn:Learner, # Of a classifier, to be thrown away
-    limit:float=math.inf, # Seconds that it may take; a step more
+    limit:float=math.inf, # Seconds that it may take; for fewer than four steps five times as long, and a step more
     cbs=None, # More callbacks
 ) -> float: # Tokens a second
-    "How fast a learner trains an epoch, told from ten steps of it"
+    "How fast a learner trains an epoch, told from ten steps of it at most"
     few = _FewSteps(limit)
     with alone(), learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[few, *L(cbs)])
     n_tokens = padded_tokens(learn.dls.train.res, learn.dls.train.bs)
@@ -363,7 +366,7 @@ def recipe_costs(
 # %% ../nbs/39_progress.ipynb #308c2dae
 def _n_tokens(dls, rows): return int(np.diff(dls.offs)[rows].sum())
 
-def _clas_tokens(dls, rows): return padded_tokens(np.diff(dls.offs)[rows], dls.clas_bs)
+def _clas_tokens(dls, rows): return padded_tokens(np.diff(dls.offs)[rows], even_bs(len(rows), dls.clas_bs))
 
 @patch
 def add_lms(self:Plan,
@@ -392,12 +395,13 @@ def add_classifiers(self:Plan,
     "Add the classifiers, and the trials that come before them, in the place of those that were there"
     for o in ('trial','classifier'): self.drop(o)
     if dls.classes is None: return
-    recipe = recipe_name(recipe, [o for o in (lr_max,factor,epochs_per_stage) if o is not None])
+    rates = [o for o in (lr_max,factor,epochs_per_stage) if o is not None]
+    if not isinstance(recipe, Recipe): recipe = recipe_name(recipe, rates)
     cost,n_groups = token_cost(sizes),sizes['n_layers']+2
     def _add(name, kind, recipe, rows, valid):
         n = ifnone(n_epoch, epochs_for(len(rows)))
         least = min(n, (n_groups-1)*recipe.epochs_per_stage+1) if recipe.gradual else 1
-        self.add(name, kind, _clas_tokens(dls, rows), recipe_costs(recipe, cost, n, n_groups), _clas_tokens(dls, valid)*cost/3, least)
+        self.add(name, kind, _clas_tokens(dls, rows), recipe_costs(recipe, cost, n, n_groups), padded_tokens(np.diff(dls.offs)[valid], dls.clas_bs)*cost/3, least)
     splits = trial_splits(dls.train_idx, dls.valid_idx, dls.y, seed) if recipe=='auto' else []
     for i,(o,rows) in enumerate(itertools.product(recipes.values(), splits)): _add(f'trial {i}', 'trials', o, *rows)
     if isinstance(recipe, str): recipe = recipes.get(recipe, recipes['together'])

@@ -45,11 +45,11 @@ class Recipe:
 recipes = dict(together=Recipe(False, 0.002, 1.), gradual=Recipe(True, 0.01))
 
 def recipe_name(
-    name, # A name in `recipes`, or 'auto'; or a `Recipe`
+    name:str, # A name in `recipes`, or 'auto'
     rates, # Of `lr_max`, `factor` and `epochs_per_stage` those that are given
 ) -> str:
     "`name`; but a rate that is given means the paper's recipe, where 'auto' leaves the choice. Raises `UlmfitError` for an unknown name"
-    if not isinstance(name, Recipe) and name not in ['auto',*recipes]:
+    if not isinstance(name, str) or name not in ['auto',*recipes]:
         raise UlmfitError(f"recipe is {name!r}: 'auto' or one of {', '.join(recipes)}")
     return 'gradual' if name=='auto' and rates else name
 
