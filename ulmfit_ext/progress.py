@@ -298,7 +298,8 @@ def time_steps(
 @patch
 def classifier_share(self:Plan) -> float: # Seconds
     "The time of trials and classifiers; drops trials where they do not fit, then guesses, then `refit`, and limits classifiers"
-    most = max(self.time_left/2, self.time_left - self.seconds('language models', limited=False))
+    begun = self.measured.get('language models', (0,0.,0.))[2] # seconds
+    most  = max((self.time_left+begun)/2, self.time_left - self.seconds('language models', limited=False))
     for extra in ('trial','guesses','refit',None):
         need = self.seconds('trials', 'classifiers', limited=False)
         if need<=most: return need
