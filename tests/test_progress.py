@@ -168,6 +168,7 @@ def test_what_is_no_fit_is_not_counted():
 
 def test_the_plan_holds_what_will_be_trained(make):
     u = make(directions='fwd')
+    u.dls.clas_bs = len(u.dls.train_idx)-2 # makes two batches of half of the texts
     plan = partial(u.plan.add_classifiers, u.dls, size, u.sides)
     plan(n_epoch=4)
     u.plan.add_lms(u.dls, size, u.sides, 3)

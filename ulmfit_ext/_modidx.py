@@ -1895,7 +1895,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'ulmfit_ext.text.loaders._without_waiting': ( 'text.loaders.html#_without_waiting',
                                                                                        'ulmfit_ext/text/loaders.py'),
                                          'ulmfit_ext.text.loaders.clas_dls': ('text.loaders.html#clas_dls', 'ulmfit_ext/text/loaders.py'),
-                                         'ulmfit_ext.text.loaders.even_bs': ('text.loaders.html#even_bs', 'ulmfit_ext/text/loaders.py'),
                                          'ulmfit_ext.text.loaders.first_part': ( 'text.loaders.html#first_part',
                                                                                  'ulmfit_ext/text/loaders.py'),
                                          'ulmfit_ext.text.loaders.lm_dls': ('text.loaders.html#lm_dls', 'ulmfit_ext/text/loaders.py'),

@@ -367,7 +367,7 @@ def fit(self:ULMFiT,
 ) -> ULMFiT: # Itself
     """Stages two and three, in the `minutes` of the run: `fit_lm` (not where the run goes on), `fit_classifier`, and what else is wanted
 
-    Raises `UlmfitError` before anything is trained for unknown arguments and recipes, for numbers that will not do, and for `self_train` where
+    Raises `UlmfitError` before anything is trained for unknown arguments and recipes, numbers that will not do, and `self_train` where
     there is nothing to guess, or nothing held out to judge by."""
     lm,coming = check_arguments(ULMFiT.fit_lm, lm or {}, n_epoch=0),check_arguments(ULMFiT.fit_classifier, classifier or {})
     recipe_name(coming.get('recipe', 'auto'), ()) # raises for what is none

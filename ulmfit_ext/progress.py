@@ -16,7 +16,6 @@ from .callback.groups import GivesBack,is_fitting
 from .text.labels import *
 from .callback.ranks import *
 from .text.tables import *
-from .text.loaders import *
 from .data import *
 from .weights import *
 from .lm import *
@@ -367,7 +366,9 @@ def recipe_costs(
 # %% ../nbs/39_progress.ipynb #308c2dae
 def _n_tokens(dls, rows): return int(np.diff(dls.offs)[rows].sum())
 
-def _clas_tokens(dls, rows): return padded_tokens(np.diff(dls.offs)[rows], even_bs(len(rows), dls.clas_bs))
+def _clas_tokens(dls, rows):
+    bs = math.ceil(len(rows)/math.ceil(len(rows)/dls.clas_bs)) # as `clas_dls` evens them out
+    return padded_tokens(np.diff(dls.offs)[rows], bs)
 
 @patch
 def add_lms(self:Plan,
@@ -402,7 +403,8 @@ def add_classifiers(self:Plan,
     def _add(name, kind, recipe, rows, valid):
         n = ifnone(n_epoch, epochs_for(len(rows)))
         least = min(n, (n_groups-1)*recipe.epochs_per_stage+1) if recipe.gradual else 1
-        self.add(name, kind, _clas_tokens(dls, rows), recipe_costs(recipe, cost, n, n_groups), padded_tokens(np.diff(dls.offs)[valid], dls.clas_bs)*cost/3, least)
+        valid = padded_tokens(np.diff(dls.offs)[valid], dls.clas_bs)*cost/3 # no gradients
+        self.add(name, kind, _clas_tokens(dls, rows), recipe_costs(recipe, cost, n, n_groups), valid, least)
     splits = trial_splits(dls.train_idx, dls.valid_idx, dls.y, seed) if recipe=='auto' else []
     for i,(o,rows) in enumerate(itertools.product(recipes.values(), splits)): _add(f'trial {i}', 'trials', o, *rows)
     if isinstance(recipe, str): recipe = recipes.get(recipe, recipes['together'])
