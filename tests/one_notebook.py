@@ -5,13 +5,17 @@ import faulthandler,gc,multiprocessing,os,sys,warnings
 ctx = multiprocessing.get_context('forkserver' if sys.platform=='linux' else 'spawn')
 if sys.platform=='linux': ctx.set_forkserver_preload(['fastai.text.all', 'nbdev.test'])
 
+def environment(folder):
+    "What a process is told that is to import the package from `folder`"
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get('PYTHONPATH')]))
+    return dict(PYTHONPATH=path, PYTHONWARNINGS='ignore', PYTHONDONTWRITEBYTECODE='1')
+
 def run(nb, flags, copy, log):
     "Run notebook `nb` with the package in `copy`, except cells with `flags`; what it prints goes to file `log`, and a file beside it says that it passed"
     gc.freeze() # what was imported stays
     multiprocessing.set_start_method(None, force=True) # as it is where a user runs it
     warnings.simplefilter('ignore')
-    os.environ |= dict(PYTHONPATH=os.pathsep.join(filter(None, [str(copy), os.environ.get('PYTHONPATH')])), PYTHONWARNINGS='ignore',
-                       PYTHONDONTWRITEBYTECODE='1')
+    os.environ |= environment(copy)
     os.environ.pop('IN_TEST', None)
     os.chdir(copy)
     sys.path.insert(0, str(copy))

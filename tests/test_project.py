@@ -34,8 +34,7 @@ def copy_project(dest):
 
 def python(code, *args, cwd, timeout=600):
     "Run `code` in a process of its own that imports the package from `cwd`"
-    path = os.pathsep.join(filter(None, [str(cwd), os.environ.get('PYTHONPATH')]))
-    env = {**os.environ, 'PYTHONPATH':path, 'PYTHONWARNINGS':'ignore', 'PYTHONDONTWRITEBYTECODE':'1'}
+    env = {**os.environ, **one_notebook.environment(cwd)}
     env.pop('IN_TEST', None)   # while it is set nbdev exports nothing
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], cwd=cwd, env=env, stdin=subprocess.DEVNULL,
                           capture_output=True, text=True, timeout=timeout)

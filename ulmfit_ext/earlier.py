@@ -266,8 +266,6 @@ def recipe_before(
     return found['name']
 
 # %% ../nbs/37_earlier.ipynb #9cff7d8a
-_numbers = 'n_epoch','lr_max','factor','epochs_per_stage','wd','minutes','clip','patience','drop_mult','max_len'
-
 def check_arguments(
     f, # A function
     given:dict, # Some of its arguments
@@ -280,7 +278,7 @@ def check_arguments(
         if name in known: continue
         near = difflib.get_close_matches(str(name), known, 1)
         raise UlmfitError(f"{f.__name__} has no argument {name!r}{f': did you mean {near[0]!r}?' if near else ''}")
-    numbers = {k: o for k,o in given.items() if k in _numbers and not (k in also and o==also[k])}
+    numbers = {k: o for k,o in given.items() if k in checked_numbers and not (k in also and o==also[k])}
     return {**given, **check_numbers(**numbers)}
 
 # %% ../nbs/37_earlier.ipynb #450ad469
